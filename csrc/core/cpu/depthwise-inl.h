@@ -1,0 +1,261 @@
+// The depthwise convolution of one row, vectorised over channels: a weighted sum of shifted input pixels. The
+// same sum with the axis read backward is the input gradient; its transpose in the weights is the weight
+// gradient.
+
+// Full and partial vectors of channels, so that one body serves both.
+template <class T>
+struct FullVector {
+  Vec<T> read(const T* p) const { return load(p); }
+  void write(T* p, Vec<T> v) const { store(p, v); }
+};
+template <class T>
+struct PartialVector {
+  int lanes;
+  Vec<T> read(const T* p) const { return load(p, lanes); }
+  void write(T* p, Vec<T> v) const { store(p, v, lanes); }
+};
+
+// Calls body(vector policy, first channel) over `channels` channels.
+template <class T, class Body>
+inline void for_each_vector(int64_t channels, Body&& body) {
+  int64_t c = 0;
+  for (; c + Vec<T>::kLanes <= channels; c += Vec<T>::kLanes) body(FullVector<T>{}, c);
+  if (c < channels) body(PartialVector<T>{static_cast<int>(channels - c)}, c);
+}
+
+// One kernel row: where its source row and its first weight lie. Tap t adds source_offset[t] and
+// weight_offset[t].
+template <class T>
+struct TapRow {
+  const T* source;
+  const T* weight;
+};
+struct TapOffsets {
+  int64_t source, weight;  // in elements
+};
+
+template <class T>
+struct WeightedSum {
+  const TapRow<T>* rows;
+  int64_t row_count;
+  const TapOffsets* taps;
+  int64_t tap_count;
+  int64_t source_step;  // between the sources of neighbouring outputs
+  T* output;
+  int64_t output_step, count;  // outputs along the row
+  int64_t channels;
+  Stage<T> stage;  // the middle stage, from this block's first channel
+};
+
+template <int kOutputs, class T, class Vector>
+inline void write_sums(const WeightedSum<T>& s, Vec<T> (&sums)[kOutputs], int64_t at, int64_t c,
+                       Vector vector) {
+#pragma GCC unroll 16
+  for (int u = 0; u < kOutputs; ++u) {
+    const Vec<T> sum = s.stage.empty() ? sums[u] : activate(affine(sums[u], s.stage, c), s.stage.activation);
+    vector.write(s.output + (at + u) * s.output_step + c, sum);
+  }
+}
+
+// Any taps: kOutputs outputs share each weight.
+template <int kOutputs, class T, class Vector>
+inline void sum_taps(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
+  Vec<T> sums[kOutputs];
+#pragma GCC unroll 16
+  for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
+  for (int64_t r = 0; r < s.row_count; ++r) {
+    const T* source = s.rows[r].source + at * s.source_step + c;
+    const T* weight = s.rows[r].weight + c;
+    for (int64_t t = 0; t < s.tap_count; ++t) {
+      const Vec<T> w = load(weight + s.taps[t].weight);
+      const T* tap = source + s.taps[t].source;
+#pragma GCC unroll 16
+      for (int u = 0; u < kOutputs; ++u) sums[u] = fma(vector.read(tap + u * s.source_step), w, sums[u]);
+    }
+  }
+  write_sums(s, sums, at, c, vector);
+}
+
+// kTaps adjacent pixels and outputs one pixel apart: each pixel is loaded once and serves up to kTaps
+// outputs. The order of additions of one output is that of sum_taps.
+template <int kTaps, int kOutputs, class T, class Vector>
+inline void sum_sliding(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
+  Vec<T> sums[kOutputs];
+#pragma GCC unroll 16
+  for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
+  for (int64_t r = 0; r < s.row_count; ++r) {
+    const T* source = s.rows[r].source + s.taps[0].source + at * s.source_step + c;
+    const T* weight = s.rows[r].weight + c;
+    Vec<T> w[kTaps];
+#pragma GCC unroll 7
+    for (int t = 0; t < kTaps; ++t) w[t] = load(weight + s.taps[t].weight);
+#pragma GCC unroll 16
+    for (int j = 0; j < kOutputs + kTaps - 1; ++j) {
+      const Vec<T> x = vector.read(source + j * s.source_step);
+#pragma GCC unroll 7
+      for (int t = 0; t < kTaps; ++t)
+        if (j - t >= 0 && j - t < kOutputs) sums[j - t] = fma(x, w[t], sums[j - t]);
+    }
+  }
+  write_sums(s, sums, at, c, vector);
+}
+
+template <int kTaps, class T>
+inline void sum_all_sliding(const WeightedSum<T>& s) {
+  constexpr int kUnroll = Registers<T>::kUnroll;
+  for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+    int64_t at = 0;
+    for (; at + kUnroll <= s.count; at += kUnroll) sum_sliding<kTaps, kUnroll>(s, at, c, vector);
+    for (; at + 2 <= s.count; at += 2) sum_sliding<kTaps, 2>(s, at, c, vector);
+    for (; at < s.count; ++at) sum_taps<1>(s, at, c, vector);
+  });
+}
+
+template <class T>
+inline void sum_all_taps(const WeightedSum<T>& s) {
+  constexpr int kUnroll = Registers<T>::kUnroll;
+  for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+    int64_t at = 0;
+    for (; at + kUnroll <= s.count; at += kUnroll) sum_taps<kUnroll>(s, at, c, vector);
+    for (; at + 2 <= s.count; at += 2) sum_taps<2>(s, at, c, vector);
+    for (; at < s.count; ++at) sum_taps<1>(s, at, c, vector);
+  });
+}
+
+template <class T>
+inline void weighted_sum(const WeightedSum<T>& s) {
+  bool adjacent = s.count > 1;
+  for (int64_t t = 1; t < s.tap_count; ++t)
+    adjacent &= s.taps[t].source == s.taps[t - 1].source + s.source_step;
+  if (adjacent && s.tap_count == 3) return sum_all_sliding<3>(s);
+  if (adjacent && s.tap_count == 5) return sum_all_sliding<5>(s);
+  if (adjacent && s.tap_count == 7) return sum_all_sliding<7>(s);
+  sum_all_taps(s);
+}
+
+// One direction along one axis pair: which taps to use where. Built once a call, shared by all threads.
+struct DepthwisePlan {
+  Direction direction;
+  Axis vertical;
+  std::vector<Segment> segments;  // along the row
+};
+
+// Positions [begin, end) of row `at` of image `n` of the result of `plan`, into output[(p - begin) *
+// output_step + c]. `source(n, r)` gives rows; the weights are packed [kh * kw][weight_ld].
+template <class T>
+struct DepthwiseWeights {
+  const T* data;
+  int64_t ld, kernel_width;
+};
+
+template <class T>
+class DepthwiseRow {
+ public:
+  template <class Rows>
+  void run(const DepthwisePlan& plan, Rows& rows, const DepthwiseWeights<T>& weights, int64_t n, int64_t at,
+           int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, T* output,
+           int64_t output_step) {
+    taps_at(plan.vertical, plan.direction, at, vertical_);
+    rows_.clear();
+    for (const Tap& tap : vertical_)
+      rows_.push_back(
+          {rows.row(n, tap.source), weights.data + tap.kernel_index * weights.kernel_width * weights.ld});
+    const int64_t pixel = rows.pixel_stride();
+    for (const Segment& segment : plan.segments) {
+      const int64_t j0 = segment.begin >= begin ? 0 : divide_up(begin - segment.begin, segment.step);
+      const int64_t j1 =
+          segment.begin >= end ? 0 : std::min(segment.count, divide_up(end - segment.begin, segment.step));
+      if (j0 >= j1) continue;
+      taps_.clear();
+      for (const Tap& tap : segment.taps)
+        taps_.push_back({(tap.source + j0 * segment.source_step) * pixel, tap.kernel_index * weights.ld});
+      weighted_sum(WeightedSum<T>{rows_.data(), static_cast<int64_t>(rows_.size()), taps_.data(),
+                                  static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
+                                  output + (segment.begin + j0 * segment.step - begin) * output_step,
+                                  segment.step * output_step, j1 - j0, channels, stage});
+    }
+  }
+
+ private:
+  std::vector<Tap> vertical_;
+  std::vector<TapRow<T>> rows_;
+  std::vector<TapOffsets> taps_;
+};
+
+// gradient[t][c] += sum over count positions of g[j * g_step + c] * source[t][j * source_step + c], kTaps
+// taps at once.
+template <int kTaps, class T, class Vector>
+inline void accumulate_taps(const T* g, int64_t g_step, const T* const* sources, int64_t source_step,
+                            int64_t count, T* const* gradients, int64_t c, Vector vector) {
+  Vec<T> sums[kTaps];
+#pragma GCC unroll 7
+  for (int t = 0; t < kTaps; ++t) sums[t] = zero<T>();
+  for (int64_t j = 0; j < count; ++j) {
+    const Vec<T> y = vector.read(g + j * g_step + c);
+#pragma GCC unroll 7
+    for (int t = 0; t < kTaps; ++t) sums[t] = fma(y, vector.read(sources[t] + j * source_step + c), sums[t]);
+  }
+#pragma GCC unroll 7
+  for (int t = 0; t < kTaps; ++t) vector.write(gradients[t] + c, add(vector.read(gradients[t] + c), sums[t]));
+}
+
+template <int kTaps, class T>
+inline void accumulate_all(const T* g, int64_t g_step, const T* const* sources, int64_t source_step,
+                           int64_t count, T* const* gradients, int64_t channels) {
+  for_each_vector<T>(channels, [&](auto vector, int64_t c) {
+    accumulate_taps<kTaps>(g, g_step, sources, source_step, count, gradients, c, vector);
+  });
+}
+
+// Adds the weight gradient of one output row: g is the gradient of the depthwise output, gradient [kh *
+// kw][ld].
+template <class T>
+class DepthwiseGradientRow {
+ public:
+  template <class Rows>
+  void run(const DepthwisePlan& plan, Rows& rows, int64_t n, int64_t at, const T* g, int64_t g_step,
+           int64_t channels, T* gradient, int64_t ld, int64_t kernel_width) {
+    taps_at(plan.vertical, Direction::kForward, at, vertical_);
+    const int64_t pixel = rows.pixel_stride();
+    for (const Tap& row_tap : vertical_) {
+      const T* row = rows.row(n, row_tap.source);
+      T* row_gradient = gradient + row_tap.kernel_index * kernel_width * ld;
+      for (const Segment& segment : plan.segments) {
+        constexpr size_t kAtOnce = 7;
+        for (size_t t0 = 0; t0 < segment.taps.size(); t0 += kAtOnce) {
+          const size_t taps = std::min(kAtOnce, segment.taps.size() - t0);
+          const T* sources[kAtOnce];
+          T* gradients[kAtOnce];
+          for (size_t t = 0; t < taps; ++t) {
+            sources[t] = row + segment.taps[t0 + t].source * pixel;
+            gradients[t] = row_gradient + segment.taps[t0 + t].kernel_index * ld;
+          }
+          accumulate(taps, g + segment.begin * g_step, g_step, sources, segment.source_step * pixel,
+                     segment.count, gradients, channels);
+        }
+      }
+    }
+  }
+
+ private:
+  static void accumulate(size_t taps, const T* g, int64_t g_step, const T* const* sources,
+                         int64_t source_step, int64_t count, T* const* gradients, int64_t channels) {
+    switch (taps) {
+      case 1:
+        return accumulate_all<1>(g, g_step, sources, source_step, count, gradients, channels);
+      case 2:
+        return accumulate_all<2>(g, g_step, sources, source_step, count, gradients, channels);
+      case 3:
+        return accumulate_all<3>(g, g_step, sources, source_step, count, gradients, channels);
+      case 4:
+        return accumulate_all<4>(g, g_step, sources, source_step, count, gradients, channels);
+      case 5:
+        return accumulate_all<5>(g, g_step, sources, source_step, count, gradients, channels);
+      case 6:
+        return accumulate_all<6>(g, g_step, sources, source_step, count, gradients, channels);
+      default:
+        return accumulate_all<7>(g, g_step, sources, source_step, count, gradients, channels);
+    }
+  }
+  std::vector<Tap> vertical_;
+};

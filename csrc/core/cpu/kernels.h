@@ -1,0 +1,36 @@
+// The face of the instruction-set folder: one table of entry points an instruction set, indexed by dtype.
+#pragma once
+#include "core/isa.h"
+#include "core/parallel.h"
+#include "core/params.h"
+#include "core/plan.h"
+
+namespace sepconv {
+
+inline constexpr int kDTypes = 4;
+
+template <class Params>
+using Kernel = void (*)(const Params&, const Parallel&);
+
+struct Kernels {
+  TileShape tile[kDTypes];
+  Kernel<SeparableConv2dParams> separable_conv2d[kDTypes];
+  Kernel<SeparableConv2dBackwardParams> separable_conv2d_backward[kDTypes];
+  Kernel<RowAverageParams> row_average[kDTypes];
+  Kernel<RowAverageParams> row_average_backward[kDTypes];
+  Kernel<RowAverageConv2dParams> row_average_conv2d[kDTypes];
+  Kernel<RowAverageConv2dBackwardParams> row_average_conv2d_backward[kDTypes];
+};
+
+const Kernels& kernels_scalar();
+#if defined(__x86_64__)
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+#endif
+#if defined(__aarch64__)
+const Kernels& kernels_neon();
+#endif
+
+const Kernels& current_kernels();  // of current_isa()
+
+}  // namespace sepconv

@@ -1,0 +1,49 @@
+// Where a tile of output goes: straight into the tensor when its layout and dtype are the kernel's own, else
+// into a small buffer that stays in L1 and is converted or transposed from there.
+
+template <class S>
+class OutputTiles {
+ public:
+  using T = Compute<S>;
+
+  OutputTiles(const Image& output, const Epilogue& epilogue, int64_t pixel_tile, Scratch& scratch)
+      : output_(output), residual_(epilogue.residual), scratch_(scratch) {
+    direct_ = is_native(output) && (residual_.data == nullptr || is_native(residual_));
+    if (direct_) return;
+    buffer_ = scratch.add<T>(pixel_tile * kTileColumns<T>);
+    if (residual_.data != nullptr) residual_buffer_ = scratch.add<T>(pixel_tile * kTileColumns<T>);
+  }
+
+  // Pixels [first, first + count) x one panel of columns from `column`: fill(where) has to write all of it.
+  template <class Fill>
+  void write(int64_t first, int64_t count, int64_t column, const Stage<T>& stage, Fill&& fill) {
+    const int64_t columns = std::min<int64_t>(kTileColumns<T>, output_.c - column);
+    if (direct_) {
+      TileOutput<T> out{pixel(output_, first, column), output_.stride_w, columns, stage.from(column)};
+      if (residual_.data != nullptr)
+        out.residual = pixel(residual_, first, column), out.residual_ld = residual_.stride_w;
+      return fill(out);
+    }
+    constexpr int64_t kLd = kTileColumns<T>;
+    TileOutput<T> out{scratch_.get<T>(buffer_), kLd, columns, stage.from(column)};
+    if (residual_.data != nullptr) {
+      T* residual = scratch_.get<T>(residual_buffer_);
+      load_pixels<S>(residual_, first, count, column, columns, residual, kLd);
+      out.residual = residual, out.residual_ld = kLd;
+    }
+    fill(out);
+    store_pixels<S>(out.data, kLd, output_, first, count, column, columns);
+  }
+
+ private:
+  static bool is_native(const Image& x) {
+    return std::is_same_v<S, T> && channels_are_adjacent(x) && pixels_are_linear(x);
+  }
+  static T* pixel(const Image& x, int64_t index, int64_t column) {
+    return static_cast<T*>(x.data) + index * x.stride_w + column * x.stride_c;
+  }
+  Image output_, residual_;
+  Scratch& scratch_;
+  bool direct_;
+  size_t buffer_ = 0, residual_buffer_ = 0;
+};

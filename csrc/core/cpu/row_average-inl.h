@@ -1,0 +1,107 @@
+// The 3-row average as an op of its own, forward and backward: every output row is a weighted sum of at most
+// three rows.
+
+struct WeightedRows {
+  int64_t count = 0;
+  int64_t row[3];
+  double weight[3];
+};
+
+inline WeightedRows forward_rows(int64_t r, int64_t row_stride, int64_t height) {
+  WeightedRows rows;
+  const RowMean mean = averaged_rows(r, row_stride, height);
+  for (; rows.count < mean.count; ++rows.count) {
+    rows.row[rows.count] = mean.first + rows.count;
+    rows.weight[rows.count] = mean.weight();
+  }
+  return rows;
+}
+
+// Row h of the input took part in the averages around it, each divided by the rows that average had.
+inline WeightedRows backward_rows(int64_t h, int64_t row_stride, int64_t height) {
+  WeightedRows rows;
+  const int64_t averages = row_average_size(height, row_stride);
+  for (int64_t r = h == 0 ? 0 : divide_up(h - 1, row_stride); r < averages && r * row_stride <= h + 1; ++r) {
+    rows.row[rows.count] = r;
+    rows.weight[rows.count++] = averaged_rows(r, row_stride, height).weight();
+  }
+  return rows;
+}
+
+// Equal weights multiply the sum once: one rounding, as the definition has it.
+template <class T>
+inline bool equal_weights(const WeightedRows& rows) {
+  return rows.count > 0 && rows.weight[0] == rows.weight[rows.count - 1] &&
+         rows.weight[0] == rows.weight[rows.count / 2];
+}
+
+// dst[i] = sum over rows of weight * src[i], where row r starts at src + r * row_step.
+template <class S, class D>
+inline void combine_rows(const S* src, int64_t row_step, const WeightedRows& rows, D* dst, int64_t n) {
+  using T = Compute<S>;
+  const bool equal = equal_weights<T>(rows);
+  for_each_vector<T>(n, [&](auto vector, int64_t i) {
+    const int lanes = static_cast<int>(std::min<int64_t>(Vec<T>::kLanes, n - i));
+    const bool full = std::is_same_v<decltype(vector), FullVector<T>>;
+    Vec<T> sum = zero<T>();
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const S* at = src + rows.row[r] * row_step + i;
+      const Vec<T> x = full ? load(at) : load(at, lanes);
+      sum = equal ? (r == 0 ? x : add(sum, x)) : fma(x, broadcast(static_cast<T>(rows.weight[r])), sum);
+    }
+    if (equal) sum = mul(sum, broadcast(static_cast<T>(rows.weight[0])));
+    full ? store(dst + i, sum) : store(dst + i, sum, lanes);
+  });
+}
+
+// Output row `at` of each image from `rows_of(at)` of the input.
+template <class S, class RowsOf>
+void combine_image_rows(const RowAverageParams& p, const Parallel& parallel, RowsOf&& rows_of) {
+  using T = Compute<S>;
+  const Image &x = p.input, &y = p.output;
+  const S* src = static_cast<const S*>(x.data);
+  S* dst = static_cast<S*>(p.output.data);
+  const bool nhwc =
+      channels_are_adjacent(x) && channels_are_adjacent(y) && x.stride_w == x.c && y.stride_w == y.c;
+  const bool nchw = x.stride_w == 1 && y.stride_w == 1;
+  if (nhwc || nchw) {
+    // Channels of a pixel and pixels of a row are one span; in NCHW each channel has spans of its own.
+    const int64_t planes = nhwc ? 1 : x.c, span = nhwc ? x.w * x.c : x.w;
+    parallel.run(y.n * planes * y.h, [&](int64_t begin, int64_t end) {
+      for (int64_t index = begin; index < end; ++index) {
+        const int64_t at = index % y.h, plane = index / y.h % planes, n = index / y.h / planes;
+        combine_rows(src + n * x.stride_n + plane * x.stride_c, x.stride_h, rows_of(at),
+                     dst + n * y.stride_n + plane * y.stride_c + at * y.stride_h, span);
+      }
+    });
+    return;
+  }
+  parallel.run(y.n * y.h, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kRows = 3;
+    const int64_t ld = round_up(x.c, Vec<T>::kLanes), row_size = x.w * ld;
+    Scratch task(ScratchUse::kTask);
+    const size_t staged_slot = task.add<T>(kRows * row_size), result_slot = task.add<T>(row_size);
+    T* staged = task.get<T>(staged_slot);
+    T* result = task.get<T>(result_slot);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t at = index % y.h, n = index / y.h;
+      WeightedRows rows = rows_of(at);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        load_pixels<S>(x, (n * x.h + rows.row[r]) * x.w, x.w, 0, x.c, staged + r * row_size, ld);
+        rows.row[r] = r;
+      }
+      combine_rows(static_cast<const T*>(staged), row_size, rows, result, row_size);
+      store_pixels<S>(result, ld, y, (n * y.h + at) * y.w, y.w, 0, y.c);
+    }
+  });
+}
+
+template <class S>
+void row_average(const RowAverageParams& p, const Parallel& parallel) {
+  combine_image_rows<S>(p, parallel, [&](int64_t r) { return forward_rows(r, p.row_stride, p.input.h); });
+}
+
+template <class S>
+void row_average_backward(const RowAverageParams& p, const Parallel& parallel) {
+  combine_image_rows<S>(p, parallel, [&](int64_t h) { return backward_rows(h, p.row_stride, p.output.h); });
+}

@@ -1,0 +1,134 @@
+// A dense convolution of averaged rows: the same GEMM, its panel filled by a gather of kh x kw x C values a
+// pixel in the order (kh, kw, c), in which the taps of a kernel row are one run of memory.
+
+template <class S>
+class DenseStage {
+ public:
+  using T = Compute<S>;
+
+  DenseStage(const RowAverageConv2dParams& p, Scratch& call)
+      : p_(p), taps_(p.window.kernel[0] * p.window.kernel[1]), prologue_(p.prologue, p.input.c, call) {}
+
+  void prepare(Scratch& call) {
+    const int64_t s = p_.prologue.row_average_stride;
+    height_ = s == 0 ? p_.input.h : row_average_size(p_.input.h, s);
+    vertical_ = axis_of(p_.window, 0, height_, p_.output.h);
+    segments_ = segments_of(axis_of(p_.window, 1, p_.input.w, p_.output.w), Direction::kForward);
+    stage_ = prologue_.prepare(call);
+  }
+  typename RowSource<S>::Shape rows() const {
+    const int64_t window = (p_.window.kernel[0] - 1) * p_.window.dilation[0] + 1;
+    return {p_.input, 1, p_.prologue.row_average_stride, stage_, std::min(window, height_)};
+  }
+  int64_t depth() const { return taps_ * p_.input.c; }
+  int64_t height() const { return height_; }  // of the averaged image
+  const Axis& vertical() const { return vertical_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+
+  // The gathered inputs of pixels [first, first + count): panel[pixel][(kh, kw, c)].
+  void fill(RowSource<S>& rows, int64_t first, int64_t count, T* panel, int64_t ld) const {
+    const Image& out = p_.output;
+    std::vector<Tap> vertical;
+    for (int64_t done = 0; done < count;) {
+      const int64_t pixel = first + done, w = pixel % out.w, h = pixel / out.w % out.h,
+                    n = pixel / out.w / out.h;
+      const int64_t length = std::min(count - done, out.w - w);
+      taps_at(vertical_, Direction::kForward, h, vertical);
+      fill_row(rows, vertical, n, w, w + length, panel + done * ld, ld);
+      done += length;
+    }
+  }
+
+  // (c_out, c, kh, kw) as the panel orders it: (c_out, kh, kw, c), and back.
+  void to_panel_order(const S* weight, S* ordered) const {
+    for_each_weight([&](int64_t stored, int64_t panel) { ordered[panel] = weight[stored]; });
+  }
+  void from_panel_order(const S* ordered, S* weight) const {
+    for_each_weight([&](int64_t stored, int64_t panel) { weight[stored] = ordered[panel]; });
+  }
+
+ private:
+  template <class Body>
+  void for_each_weight(Body&& body) const {
+    const int64_t channels = p_.input.c;
+    for (int64_t o = 0; o < p_.output.c; ++o)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t t = 0; t < taps_; ++t)
+          body((o * channels + c) * taps_ + t, (o * taps_ + t) * channels + c);
+  }
+
+  void fill_row(RowSource<S>& rows, const std::vector<Tap>& vertical, int64_t n, int64_t begin, int64_t end,
+                T* panel, int64_t ld) const {
+    const int64_t channels = p_.input.c, kernel_row = p_.window.kernel[1] * channels;
+    const int64_t pixel = rows.pixel_stride();
+    for (const Segment& segment : segments_) {
+      const int64_t j0 = std::max<int64_t>(0, begin - segment.begin),
+                    j1 = std::min(segment.count, end - segment.begin);
+      if (j0 >= j1) continue;
+      T* to = panel + (segment.begin + j0 - begin) * ld;
+      const bool whole = static_cast<int64_t>(vertical.size() * segment.taps.size()) == taps_;
+      if (!whole)
+        for (int64_t j = 0; j < j1 - j0; ++j) std::fill(to + j * ld, to + j * ld + depth(), T(0));
+      const bool joined = pixel == channels && p_.window.dilation[1] == 1;
+      for (const Tap& row_tap : vertical) {
+        const T* row = rows.row(n, row_tap.source);
+        T* row_to = to + row_tap.kernel_index * kernel_row;
+        for (size_t t = 0; t < segment.taps.size(); t += joined ? segment.taps.size() : 1) {
+          const Tap& tap = segment.taps[t];
+          const int64_t values = joined ? static_cast<int64_t>(segment.taps.size()) * channels : channels;
+          for (int64_t j = j0; j < j1; ++j)
+            convert(row + (tap.source + j * segment.source_step) * pixel,
+                    row_to + (j - j0) * ld + tap.kernel_index * channels, values);
+        }
+      }
+    }
+  }
+
+  const RowAverageConv2dParams& p_;
+  int64_t taps_, height_ = 0;
+  StageVectors<S> prologue_;
+  Axis vertical_{};
+  std::vector<Segment> segments_;
+  Stage<T> stage_;
+};
+
+template <class S>
+void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& parallel) {
+  using T = Compute<S>;
+  Scratch call(ScratchUse::kCall);
+  DenseStage<S> dense(p, call);
+  StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
+  const int64_t depth = dense.depth(), pixels = p.output.n * p.output.h * p.output.w;
+  const size_t ordered_slot = call.add<S>(p.output.c * depth);
+  const size_t packed_slot = call.add<T>(packed_size<T>(depth, p.output.c));
+  dense.prepare(call);
+  const Stage<T> epilogue = epilogue_vectors.prepare(call);
+  S* ordered = call.get<S>(ordered_slot);
+  T* packed = call.get<T>(packed_slot);
+  dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
+  ForwardPlan plan =
+      plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
+  for (int64_t panel = 0; panel < plan.panels; ++panel)
+    pack_transposed(ordered, depth, p.output.c, panel, packed);
+  const PackedWeights<T> weights{packed, depth};
+
+  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t ld = panel_ld<T>(depth);
+    const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
+    RowSource<S> rows(dense.rows(), p.input.c, task);
+    OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
+    rows.select(0, p.input.c);
+    T* panel = task.get<T>(panel_slot);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t split = index / plan.pixel_tiles, first = index % plan.pixel_tiles * plan.pixel_tile;
+      const int64_t count = std::min(plan.pixel_tile, pixels - first);
+      dense.fill(rows, first, count, panel, ld);
+      const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
+      for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
+        output.write(first, count, j * kTileColumns<T>, epilogue, [&](const TileOutput<T>& out) {
+          multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), kTileColumns<T>, depth, out);
+        });
+    }
+  });
+}

@@ -1,0 +1,174 @@
+// Backward of the dense convolution of averaged rows. The weight gradient gathers the panel again; the input
+// gradient scatters G = grad_output x weights back into averaged rows, image by image in a fixed order, and
+// spreads those.
+
+template <class S>
+void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& parallel) {
+  using T = Compute<S>;
+  const RowAverageConv2dParams& p = b.forward;
+  const Image& gy = p.output;
+  const int64_t pixels = gy.n * gy.h * gy.w;
+  Scratch call(ScratchUse::kCall);
+  DenseStage<S> dense(p, call);
+  const int64_t depth = dense.depth();
+  // The panel's depth is gathered whole, so only pixels are split.
+  WeightGradientPlan plan = plan_weight_gradient(pixels, depth, gy.c, sizeof(T), tile_shape<T>());
+  constexpr int64_t kSplits = 8, kMinSplitPixels = 256;
+  plan.depth_block = depth, plan.depth_blocks = 1;
+  plan.pixel_splits = std::clamp<int64_t>(pixels / kMinSplitPixels, 1, kSplits);
+  const size_t ordered_slot = call.add<S>(gy.c * depth);
+  // The product's result is in panel order: it is written to `ordered` first.
+  S* ordered = nullptr;
+  const int64_t ld_product = round_up(depth, kTileColumns<T>);
+  const size_t sums_slot = call.add<T>(plan.pixel_splits * gy.c * ld_product);
+  dense.prepare(call);
+  ordered = call.get<S>(ordered_slot);
+  T* sums = call.get<T>(sums_slot);
+
+  parallel.run(plan.pixel_splits, [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t ld = round_up(depth, kTileColumns<T>) + Vec<T>::kLanes;
+    const size_t panel_slot = task.add<T>(plan.pixel_chunk * ld);
+    GradientTiles<S> gradient(gy, plan.pixel_chunk, task);
+    RowSource<S> rows(dense.rows(), p.input.c, task);
+    rows.select(0, p.input.c);
+    T* panel = task.get<T>(panel_slot);
+    for (int64_t split = begin; split < end; ++split) {
+      const int64_t p0 = pixels * split / plan.pixel_splits, p1 = pixels * (split + 1) / plan.pixel_splits;
+      T* to = sums + split * gy.c * ld_product;
+      for (int64_t first = p0; first < p1; first += plan.pixel_chunk) {
+        const int64_t count = std::min(plan.pixel_chunk, p1 - first);
+        dense.fill(rows, first, count, panel, ld);
+        const T* left = gradient.tile(first, count);
+        for (int64_t c = 0; c < depth; c += kTileColumns<T>) {
+          TileOutput<T> out{to + c, ld_product, std::min<int64_t>(kTileColumns<T>, depth - c)};
+          out.accumulate = first != p0;
+          multiply<true>(Panel<T>{left, 1, gradient.ld()}, gy.c, panel + c, ld, count, out);
+        }
+      }
+    }
+  });
+  for (int64_t o = 0; o < gy.c; ++o) {
+    T* sum = sums + o * ld_product;
+    for (int64_t split = 1; split < plan.pixel_splits; ++split)
+      for (int64_t c = 0; c < depth; ++c) sum[c] += sum[split * gy.c * ld_product + c];
+    convert(sum, ordered + o * depth, depth);
+  }
+  dense.from_panel_order(ordered, static_cast<S*>(b.grad_weight));
+}
+
+template <class S>
+class AveragedGradient {
+ public:
+  using T = Compute<S>;
+  // The gradient of one averaged image, channels-last.
+  AveragedGradient(const DenseStage<S>& dense, const RowAverageConv2dParams& p, Scratch& task)
+      : dense_(dense),
+        p_(p),
+        channels_(p.input.c),
+        size_(dense.height() * p.input.w * p.input.c),
+        slot_(task.add<T>(size_ + Vec<T>::kLanes)),
+        row_slot_(task.add<T>(p.input.w * p.input.c + Vec<T>::kLanes)) {}
+
+  void clear(Scratch& task) {
+    data_ = task.get<T>(slot_);
+    row_ = task.get<T>(row_slot_);
+    std::fill(data_, data_ + size_, T(0));
+  }
+
+  // Adds the gathered gradients of pixels [first, first + count) of the image: panel[pixel][(kh, kw, c)].
+  void scatter(const T* panel, int64_t ld, int64_t first, int64_t count) {
+    const int64_t width = p_.output.w, kernel_row = p_.window.kernel[1] * channels_;
+    for (const Segment& segment : dense_.segments()) {
+      for (int64_t j = 0; j < segment.count; ++j) {
+        const int64_t w = segment.begin + j;
+        for (int64_t h = divide_up(first - w, width); h * width + w < first + count; ++h) {
+          if (h * width + w < first) continue;
+          taps_at(dense_.vertical(), Direction::kForward, h, vertical_);
+          const T* from = panel + (h * width + w - first) * ld;
+          for (const Tap& row_tap : vertical_)
+            for (const Tap& tap : segment.taps)
+              add_to(data_ + (row_tap.source * p_.input.w + tap.source + j * segment.source_step) * channels_,
+                     from + row_tap.kernel_index * kernel_row + tap.kernel_index * channels_);
+        }
+      }
+    }
+  }
+
+  // Writes image n of grad_input: each input row collects from the averages it took part in.
+  void spread(const Image& grad_input, int64_t n) {
+    const int64_t s = p_.prologue.row_average_stride, row_size = p_.input.w * channels_;
+    for (int64_t h = 0; h < grad_input.h; ++h) {
+      const T* row = data_ + h * row_size;
+      if (s != 0) {
+        combine_rows(static_cast<const T*>(data_), row_size, backward_rows(h, s, grad_input.h), row_,
+                     row_size);
+        row = row_;
+      }
+      store_pixels<S>(row, channels_, grad_input, (n * grad_input.h + h) * grad_input.w, grad_input.w, 0,
+                      channels_);
+    }
+  }
+
+ private:
+  void add_to(T* to, const T* from) const {
+    for_each_vector<T>(channels_, [&](auto vector, int64_t c) {
+      vector.write(to + c, add(vector.read(to + c), vector.read(from + c)));
+    });
+  }
+  const DenseStage<S>& dense_;
+  const RowAverageConv2dParams& p_;
+  int64_t channels_, size_;
+  size_t slot_, row_slot_;
+  T *data_ = nullptr, *row_ = nullptr;
+  std::vector<Tap> vertical_;
+};
+
+template <class S>
+void dense_input_pass(const RowAverageConv2dBackwardParams& b, const Parallel& parallel) {
+  using T = Compute<S>;
+  constexpr int64_t kChunk = 112;
+  const RowAverageConv2dParams& p = b.forward;
+  const Image& gy = p.output;
+  Scratch call(ScratchUse::kCall);
+  DenseStage<S> dense(p, call);
+  const int64_t depth = dense.depth();
+  const size_t ordered_slot = call.add<S>(gy.c * depth),
+               packed_slot = call.add<T>(packed_size<T>(gy.c, depth));
+  dense.prepare(call);
+  S* ordered = call.get<S>(ordered_slot);
+  T* packed = call.get<T>(packed_slot);
+  dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
+  for (int64_t panel = 0; panel < divide_up(depth, kTileColumns<T>); ++panel)
+    pack_rows(ordered, gy.c, depth, panel, packed);
+  const PackedWeights<T> weights{packed, gy.c};
+
+  parallel.run(gy.n, [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t ld = round_up(depth, kTileColumns<T>) + Vec<T>::kLanes;
+    const size_t panel_slot = task.add<T>(kChunk * ld);
+    GradientTiles<S> gradient(gy, kChunk, task);
+    AveragedGradient<S> averaged(dense, p, task);
+    T* panel = task.get<T>(panel_slot);
+    for (int64_t n = begin; n < end; ++n) {
+      averaged.clear(task);
+      for (int64_t first = 0; first < gy.h * gy.w; first += kChunk) {
+        const int64_t count = std::min(kChunk, gy.h * gy.w - first);
+        const T* left = gradient.tile(n * gy.h * gy.w + first, count);
+        for (int64_t c = 0; c < depth; c += kTileColumns<T>)
+          multiply<false>(Panel<T>{left, gradient.ld(), 1}, count, weights.panel(c / kTileColumns<T>),
+                          kTileColumns<T>, gy.c,
+                          TileOutput<T>{panel + c, ld, std::min<int64_t>(kTileColumns<T>, depth - c)});
+        averaged.scatter(panel, ld, first, count);
+      }
+      averaged.spread(b.grad_input, n);
+    }
+  });
+}
+
+template <class S>
+void row_average_conv2d_backward(const RowAverageConv2dBackwardParams& b, const Parallel& parallel) {
+  if (b.grad_input.data != nullptr) dense_input_pass<S>(b, parallel);
+  if (b.grad_weight != nullptr) dense_weight_pass<S>(b, parallel);
+  if (b.grad_bias != nullptr) sum_pixels(b.forward.output, static_cast<S*>(b.grad_bias), parallel);
+}

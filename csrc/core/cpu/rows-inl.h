@@ -1,0 +1,118 @@
+// Input rows for the kernels: channels-last, compute type, prologue applied. A row that is already so in
+// memory is read where it lies; any other (NCHW, bf16, row average, depth multiplier, activation) is staged
+// once into a ring of rows.
+
+// Rows averaged into row r, and their weight: the forward of the 3-row average.
+struct RowMean {
+  int64_t first, count;
+  double weight() const { return 1.0 / static_cast<double>(count); }
+};
+inline RowMean averaged_rows(int64_t r, int64_t row_stride, int64_t height) {
+  const int64_t first = std::max<int64_t>(0, r * row_stride - 1),
+                last = std::min(height - 1, r * row_stride + 1);
+  return {first, last - first + 1};
+}
+
+template <class S>
+class RowSource {
+ public:
+  using T = Compute<S>;
+  struct Shape {
+    Image image;                     // the tensor as it is in memory
+    int64_t multiplier = 1;          // each channel is repeated this often
+    int64_t row_average_stride = 0;  // 0: no average
+    Stage<T> stage;                  // per repeated channel
+    int64_t window_rows = 1;         // consecutive rows used at once
+  };
+
+  // Of the repeated channels, at most `channels` at a time (see select).
+  RowSource(const Shape& shape, int64_t channels, Scratch& scratch) : shape_(shape), scratch_(scratch) {
+    in_place_ = std::is_same_v<S, T> && channels_are_adjacent(shape.image) && shape.multiplier == 1 &&
+                shape.row_average_stride == 0 && shape.stage.empty();
+    if (in_place_) return;
+    // One vector more than needed, and no power of two: rows of a ring must not share cache sets.
+    ld_ = round_up(channels, Vec<T>::kLanes) + Vec<T>::kLanes;
+    ring_ = scratch.add<T>(shape.window_rows * shape.image.w * ld_);
+    if (shape.multiplier != 1) single_ = scratch.add<T>(shape.image.w * ld_);
+    if (shape.row_average_stride != 0) next_ = scratch.add<T>(shape.image.w * ld_);
+    held_.resize(static_cast<size_t>(shape.window_rows));
+  }
+
+  // Rows hold the channels [first, first + count) from now on.
+  void select(int64_t first, int64_t count) {
+    first_ = first, count_ = count;
+    std::fill(held_.begin(), held_.end(), int64_t{-1});
+  }
+
+  bool in_place() const { return in_place_; }
+  int64_t rows() const {
+    return shape_.row_average_stride == 0 ? shape_.image.h
+                                          : row_average_size(shape_.image.h, shape_.row_average_stride);
+  }
+  int64_t pixel_stride() const { return in_place_ ? shape_.image.stride_w : ld_; }
+
+  // Pixel 0, first selected channel of a row; valid until window_rows other rows of the same image were asked
+  // for.
+  const T* row(int64_t n, int64_t r) {
+    if (in_place_) {
+      const Image& x = shape_.image;
+      return static_cast<const T*>(x.data) + n * x.stride_n + r * x.stride_h + first_ * x.stride_c;
+    }
+    const int64_t id = n * rows() + r, slot = id % shape_.window_rows;
+    T* to = scratch_.get<T>(ring_) + slot * shape_.image.w * ld_;
+    if (held_[static_cast<size_t>(slot)] != id) {
+      stage(n, r, to);
+      held_[static_cast<size_t>(slot)] = id;
+    }
+    return to;
+  }
+
+ private:
+  void stage(int64_t n, int64_t r, T* to) {
+    const int64_t m = shape_.multiplier, c0 = first_ / m, channels = divide_up(first_ + count_, m) - c0,
+                  width = shape_.image.w;
+    T* from = m == 1 ? to : scratch_.get<T>(single_);
+    if (shape_.row_average_stride == 0) {
+      load_pixels<S>(shape_.image, (n * shape_.image.h + r) * width, width, c0, channels, from, ld_);
+    } else {
+      average(n, r, c0, channels, from);
+    }
+    if (m != 1) {
+      for (int64_t w = 0; w < width; ++w)
+        for (int64_t c = 0; c < count_; ++c) to[w * ld_ + c] = from[w * ld_ + (first_ + c) / m - c0];
+    }
+    if (!shape_.stage.empty()) {
+      for (int64_t w = 0; w < width; ++w)
+        for (int64_t c = 0; c < count_; c += Vec<T>::kLanes) {
+          T* at = to + w * ld_ + c;
+          store(at, activate(affine(load(at), shape_.stage, first_ + c), shape_.stage.activation));
+        }
+    }
+  }
+
+  void average(int64_t n, int64_t r, int64_t c0, int64_t channels, T* to) {
+    const Image& x = shape_.image;
+    const RowMean mean = averaged_rows(r, shape_.row_average_stride, x.h);
+    load_pixels<S>(x, (n * x.h + mean.first) * x.w, x.w, c0, channels, to, ld_);
+    T* next = scratch_.get<T>(next_);
+    for (int64_t i = 1; i < mean.count; ++i) {
+      load_pixels<S>(x, (n * x.h + mean.first + i) * x.w, x.w, c0, channels, next, ld_);
+      for (int64_t w = 0; w < x.w; ++w)
+        for (int64_t c = 0; c < channels; c += Vec<T>::kLanes)
+          store(to + w * ld_ + c, add(load(to + w * ld_ + c), load(next + w * ld_ + c)));
+    }
+    const Vec<T> weight = broadcast(static_cast<T>(mean.weight()));
+    for (int64_t w = 0; w < x.w; ++w)
+      for (int64_t c = 0; c < channels; c += Vec<T>::kLanes)
+        store(to + w * ld_ + c, mul(load(to + w * ld_ + c), weight));
+  }
+
+  Shape shape_;
+  Scratch& scratch_;
+  bool in_place_;
+  int64_t ld_ = 0, first_ = 0, count_ = 0;
+  size_t ring_ = 0;
+  size_t single_ = 0;          // a row before its channels are repeated
+  size_t next_ = 0;            // the next row of an average
+  std::vector<int64_t> held_;  // which row each slot of the ring holds
+};

@@ -1,0 +1,118 @@
+// Forward: for each tile of pixels, rows -> depthwise panel -> pointwise -> output. See csrc/README.md for
+// the picture.
+
+// The depthwise side of a call, shared by forward and weight gradient: packed weights, taps and the middle
+// stage.
+template <class S>
+class DepthwiseStage {
+ public:
+  using T = Compute<S>;
+
+  DepthwiseStage(const SeparableConv2dParams& p, Scratch& call)
+      : p_(p),
+        depth_(p.input.c * p.depth_multiplier),
+        taps_(p.window.kernel[0] * p.window.kernel[1]),
+        ld_(round_up(depth_, Vec<T>::kLanes)),
+        weights_(call.add<T>(taps_ * ld_)),
+        prologue_(p.prologue, depth_, call),
+        middle_(p.middle, depth_, call) {}
+
+  void prepare(Scratch& call) {
+    const S* from = static_cast<const S*>(p_.depthwise_weight);
+    T* to = call.get<T>(weights_);
+    for (int64_t t = 0; t < taps_; ++t) std::fill(to + t * ld_ + depth_, to + (t + 1) * ld_, T(0));
+    transpose_block(from, taps_, to, ld_, depth_, taps_);
+    weights = {to, ld_, p_.window.kernel[1]};
+    prologue = prologue_.prepare(call, p_.depth_multiplier);
+    middle = middle_.prepare(call);
+    const Axis vertical = axis_of(p_.window, 0, rows_of_input(), p_.output.h);
+    const Axis horizontal = axis_of(p_.window, 1, p_.input.w, p_.output.w);
+    plan = {Direction::kForward, vertical, segments_of(horizontal, Direction::kForward)};
+  }
+
+  typename RowSource<S>::Shape rows() const {
+    const int64_t window = (p_.window.kernel[0] - 1) * p_.window.dilation[0] + 1;
+    return {p_.input, p_.depth_multiplier, p_.prologue.row_average_stride, prologue,
+            std::min(window, rows_of_input())};
+  }
+  int64_t depth() const { return depth_; }
+  int64_t taps() const { return taps_; }
+
+  // Depthwise outputs of pixels [first, first + count), channels [c0, c0 + channels) (those `rows` has
+  // selected), into panel[pixel][channel].
+  void fill(RowSource<S>& rows, DepthwiseRow<T>& kernel, int64_t first, int64_t count, int64_t c0,
+            int64_t channels, T* panel, int64_t ld) const {
+    const Image& out = p_.output;
+    const DepthwiseWeights<T> from_c0{weights.data + c0, weights.ld, weights.kernel_width};
+    for (int64_t done = 0; done < count;) {
+      const int64_t pixel = first + done, w = pixel % out.w, h = pixel / out.w % out.h,
+                    n = pixel / out.w / out.h;
+      const int64_t length = std::min(count - done, out.w - w);
+      kernel.run(plan, rows, from_c0, n, h, w, w + length, middle.from(c0), channels, panel + done * ld, ld);
+      done += length;
+    }
+  }
+
+  DepthwiseWeights<T> weights{};
+  DepthwisePlan plan{};
+  Stage<T> prologue, middle;
+
+ private:
+  int64_t rows_of_input() const {
+    const int64_t s = p_.prologue.row_average_stride;
+    return s == 0 ? p_.input.h : row_average_size(p_.input.h, s);
+  }
+  const SeparableConv2dParams& p_;
+  int64_t depth_, taps_, ld_;
+  size_t weights_;
+  StageVectors<S> prologue_, middle_;
+};
+
+// Leading dimension of a panel: whole vectors, and one more so that its rows do not share cache sets.
+template <class T>
+inline int64_t panel_ld(int64_t depth) {
+  return round_up(depth, Vec<T>::kLanes) + Vec<T>::kLanes;
+}
+
+template <class S>
+void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) {
+  using T = Compute<S>;
+  Scratch call(ScratchUse::kCall);
+  DepthwiseStage<S> depthwise(p, call);
+  StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
+  const int64_t depth = depthwise.depth(), pixels = p.output.n * p.output.h * p.output.w;
+  const size_t packed_slot = call.add<T>(packed_size<T>(depth, p.output.c));
+  depthwise.prepare(call);
+  const Stage<T> epilogue = epilogue_vectors.prepare(call);
+  T* packed = call.get<T>(packed_slot);
+  const ForwardPlan plan =
+      plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
+
+  parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel)
+      pack_transposed(static_cast<const S*>(p.pointwise_weight), depth, p.output.c, panel, packed);
+  });
+  const PackedWeights<T> weights{packed, depth};
+
+  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t ld = panel_ld<T>(depth);
+    const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
+    RowSource<S> rows(depthwise.rows(), depth, task);
+    OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
+    DepthwiseRow<T> kernel;
+    rows.select(0, depth);
+    T* panel = task.get<T>(panel_slot);
+    for (int64_t index = begin; index < end; ++index) {
+      // Tiles vary fastest: a thread keeps its share of the weights in cache.
+      const int64_t split = index / plan.pixel_tiles, first = index % plan.pixel_tiles * plan.pixel_tile;
+      const int64_t count = std::min(plan.pixel_tile, pixels - first);
+      depthwise.fill(rows, kernel, first, count, 0, depth, panel, ld);
+      const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
+      for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
+        output.write(first, count, j * kTileColumns<T>, epilogue, [&](const TileOutput<T>& out) {
+          multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), kTileColumns<T>, depth, out);
+        });
+    }
+  });
+}

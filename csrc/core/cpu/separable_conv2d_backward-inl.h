@@ -1,0 +1,342 @@
+// Backward, from the inputs alone: nothing of the forward was stored.
+//   input pass      G = grad_output x pointwise weights, by tiles of rows in a ring; the depthwise read
+//   backward turns G
+//                   into grad_input, and G against the input rows is grad_depthwise.
+//   weight pass     a block of channels at a time, the depthwise output is computed again and multiplied with
+//                   grad_output: grad_pointwise, in its final layout.
+// Work is cut by the shape alone, partial sums are merged in order: the same bits for any number of threads.
+
+// grad_output, tile by tile: where it lies if its layout and dtype are the kernel's own, else from a buffer.
+template <class S>
+class GradientTiles {
+ public:
+  using T = Compute<S>;
+  GradientTiles(const Image& x, int64_t pixels, Scratch& scratch) : x_(x), scratch_(scratch) {
+    direct_ = std::is_same_v<S, T> && channels_are_adjacent(x) && pixels_are_linear(x);
+    if (!direct_) slot_ = scratch.add<T>(pixels * ld());
+  }
+  int64_t ld() const { return direct_ ? x_.stride_w : panel_ld<T>(x_.c); }
+  const T* tile(int64_t first, int64_t count) {
+    if (direct_) return static_cast<const T*>(x_.data) + first * x_.stride_w;
+    T* to = scratch_.get<T>(slot_);
+    load_pixels<S>(x_, first, count, 0, x_.c, to, ld());
+    return to;
+  }
+
+ private:
+  Image x_;
+  Scratch& scratch_;
+  bool direct_;
+  size_t slot_ = 0;
+};
+
+// Tiles of consecutive output rows (over images) of the gradient of the depthwise output, the latest few of
+// them.
+template <class T>
+class GradientRing {
+ public:
+  GradientRing(int64_t tile_rows, int64_t tiles, int64_t out_height, int64_t out_width, int64_t channels,
+               Scratch& scratch)
+      : tile_rows_(tile_rows),
+        tiles_(tiles),
+        out_height_(out_height),
+        width_(out_width),
+        ld_(panel_ld<T>(channels)),
+        slot_(scratch.add<T>(tiles * tile_rows * out_width * ld_)),
+        scratch_(scratch) {}
+
+  void start(int64_t first_row) { first_row_ = first_row; }
+  T* tile(int64_t t) { return scratch_.get<T>(slot_) + t % tiles_ * tile_rows_ * width_ * ld_; }
+  int64_t ld() const { return ld_; }
+
+  // As a source of rows for DepthwiseRow.
+  int64_t pixel_stride() const { return ld_; }
+  const T* row(int64_t n, int64_t r) {
+    const int64_t index = n * out_height_ + r - first_row_;
+    return tile(index / tile_rows_) + index % tile_rows_ * width_ * ld_;
+  }
+
+ private:
+  int64_t tile_rows_, tiles_, out_height_, width_, ld_, first_row_ = 0;
+  size_t slot_;
+  Scratch& scratch_;
+};
+
+// Rows of grad_input: written where they belong, or through a buffer that folds the depth multiplier and
+// converts.
+template <class S>
+class InputGradientRows {
+ public:
+  using T = Compute<S>;
+  InputGradientRows(const Image& x, int64_t multiplier, int64_t channels, Scratch& scratch)
+      : x_(x), multiplier_(multiplier), scratch_(scratch) {
+    direct_ = std::is_same_v<S, T> && channels_are_adjacent(x) && multiplier == 1;
+    if (direct_) return;
+    ld_ = panel_ld<T>(channels);
+    slot_ = scratch.add<T>(x.w * ld_);
+  }
+  T* row(int64_t n, int64_t h, int64_t c0) {
+    if (!direct_) return scratch_.get<T>(slot_);
+    return static_cast<T*>(x_.data) + n * x_.stride_n + h * x_.stride_h + c0 * x_.stride_c;
+  }
+  int64_t step() const { return direct_ ? x_.stride_w : ld_; }
+  // `channels` of the repeated channels from c0 on are in row(); blocks hold whole groups of `multiplier`.
+  void commit(int64_t n, int64_t h, int64_t c0, int64_t channels) {
+    if (direct_) return;
+    T* row = scratch_.get<T>(slot_);
+    if (multiplier_ != 1)
+      for (int64_t w = 0; w < x_.w; ++w)
+        for (int64_t c = 0; c < channels / multiplier_; ++c) {
+          T sum = 0;
+          for (int64_t m = 0; m < multiplier_; ++m) sum += row[w * ld_ + c * multiplier_ + m];
+          row[w * ld_ + c] = sum;
+        }
+    store_pixels<S>(row, ld_, x_, (n * x_.h + h) * x_.w, x_.w, c0 / multiplier_, channels / multiplier_);
+  }
+
+ private:
+  Image x_;
+  int64_t multiplier_;
+  Scratch& scratch_;
+  bool direct_;
+  int64_t ld_ = 0;
+  size_t slot_ = 0;
+};
+
+// grad_input, grad_depthwise_weight, grad_depthwise_bias.
+template <class S>
+void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
+  using T = Compute<S>;
+  const SeparableConv2dParams& p = b.forward;
+  const Image& gy = p.output;
+  const int64_t lanes = Vec<T>::kLanes;
+  Scratch call(ScratchUse::kCall);
+  DepthwiseStage<S> depthwise(p, call);
+  const int64_t depth = depthwise.depth(), taps = depthwise.taps();
+  InputGradientPlan plan = plan_input_gradient(gy.n, gy.h, gy.w, depth, tile_shape<T>());
+  // A block holds whole groups of repeated channels and whole weight panels.
+  plan.channel_block = round_up(plan.channel_block, std::lcm(p.depth_multiplier, int64_t{kTileColumns<T>}));
+  plan.channel_blocks = divide_up(depth, plan.channel_block);
+
+  const int64_t sums_ld = round_up(depth, lanes), sums_rows = taps + 1;  // the last row: the bias
+  const size_t packed_slot = call.add<T>(packed_size<T>(gy.c, depth));
+  const size_t sums_slot = call.add<T>(plan.image_groups * sums_rows * sums_ld);
+  depthwise.prepare(call);
+  T* packed = call.get<T>(packed_slot);
+  T* all_sums = call.get<T>(sums_slot);
+  parallel.run(divide_up(depth, kTileColumns<T>), [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel)
+      pack_rows(static_cast<const S*>(p.pointwise_weight), gy.c, depth, panel, packed);
+  });
+  const PackedWeights<T> weights{packed, gy.c};
+  const DepthwisePlan backward{Direction::kBackward, depthwise.plan.vertical,
+                               segments_of(axis_of(p.window, 1, p.input.w, gy.w), Direction::kBackward)};
+  const int64_t reach =
+      (p.window.kernel[0] - 1) * p.window.dilation[0] / p.window.stride[0];  // rows of G above the last
+
+  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t block = std::min(plan.channel_block, depth), tile_pixels = plan.tile_rows * gy.w;
+    GradientRing<T> ring(plan.tile_rows, 1 + divide_up(reach, plan.tile_rows), gy.h, gy.w, block, task);
+    GradientTiles<S> gradient(gy, tile_pixels, task);
+    RowSource<S> rows(depthwise.rows(), block, task);
+    InputGradientRows<S> result(b.grad_input, p.depth_multiplier, block, task);
+    DepthwiseRow<T> read_backward;
+    DepthwiseGradientRow<T> weight_gradient;
+    std::vector<Tap> needed;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t group = index / plan.channel_blocks,
+                    c0 = index % plan.channel_blocks * plan.channel_block;
+      const int64_t channels = std::min(plan.channel_block, depth - c0);
+      const int64_t n0 = gy.n * group / plan.image_groups, n1 = gy.n * (group + 1) / plan.image_groups;
+      const int64_t row0 = n0 * gy.h, row1 = n1 * gy.h;
+      const DepthwiseWeights<T> from_c0{depthwise.weights.data + c0, depthwise.weights.ld,
+                                        depthwise.weights.kernel_width};
+      T* sums = all_sums + group * sums_rows * sums_ld + c0;
+      for (int64_t t = 0; t < sums_rows; ++t)
+        std::fill(sums + t * sums_ld, sums + t * sums_ld + channels, T(0));
+      T* const bias_sums = sums + taps * sums_ld;
+      rows.select(c0, channels);
+      ring.start(row0);
+      int64_t next = n0 * p.input.h;  // first row of grad_input not written yet
+      for (int64_t tile = 0; row0 + tile * plan.tile_rows < row1 || next < n1 * p.input.h; ++tile) {
+        const int64_t first = std::min(row1, row0 + tile * plan.tile_rows),
+                      last = std::min(row1, first + plan.tile_rows);
+        const int64_t pixels = (last - first) * gy.w;
+        if (pixels > 0) {
+          const T* tile_gradient = gradient.tile(first * gy.w, pixels);
+          for (int64_t c = 0; c < channels; c += kTileColumns<T>)
+            multiply<false>(Panel<T>{tile_gradient, gradient.ld(), 1}, pixels,
+                            weights.panel((c0 + c) / kTileColumns<T>), kTileColumns<T>, gy.c,
+                            TileOutput<T>{ring.tile(tile) + c, ring.ld(),
+                                          std::min<int64_t>(kTileColumns<T>, channels - c)});
+        }
+        for (int64_t r = first; r < last; ++r) {
+          const T* g = ring.row(r / gy.h, r % gy.h);
+          if (b.grad_depthwise_weight != nullptr)
+            weight_gradient.run(depthwise.plan, rows, r / gy.h, r % gy.h, g, ring.ld(), channels, sums,
+                                sums_ld, p.window.kernel[1]);
+          if (b.grad_depthwise_bias != nullptr)
+            for (int64_t w = 0; w < gy.w; ++w)
+              for_each_vector<T>(channels, [&](auto vector, int64_t c) {
+                vector.write(bias_sums + c,
+                             add(vector.read(bias_sums + c), vector.read(g + w * ring.ld() + c)));
+              });
+        }
+        if (b.grad_input.data == nullptr) {
+          next = n1 * p.input.h;
+          continue;
+        }
+        for (; next < n1 * p.input.h; ++next) {  // every row whose gradients have all arrived
+          const int64_t n = next / p.input.h, h = next % p.input.h;
+          taps_at(backward.vertical, Direction::kBackward, h, needed);
+          if (!needed.empty() && n * gy.h + needed.back().source >= last) break;
+          read_backward.run(backward, ring, from_c0, n, h, 0, p.input.w, Stage<T>{}, channels,
+                            result.row(n, h, c0), result.step());
+          result.commit(n, h, c0, channels);
+        }
+      }
+    }
+  });
+
+  // Groups in order, on one thread: taps x channels values.
+  for (int64_t group = 1; group < plan.image_groups; ++group)
+    for (int64_t i = 0; i < sums_rows * sums_ld; i += lanes)
+      store(all_sums + i, add(load(all_sums + i), load(all_sums + group * sums_rows * sums_ld + i)));
+  if (b.grad_depthwise_weight != nullptr)
+    transpose_block(all_sums, sums_ld, static_cast<S*>(b.grad_depthwise_weight), taps, taps, depth);
+  if (b.grad_depthwise_bias != nullptr)
+    convert(all_sums + taps * sums_ld, static_cast<S*>(b.grad_depthwise_bias), depth);
+}
+
+// A product of two panels over pixels, left^T x right, merged over splits: gradients of any weights a GEMM
+// multiplies by. `right(task, first, count, block)` gives the right panel and its leading dimension.
+template <class S>
+class WeightProduct {
+ public:
+  using T = Compute<S>;
+  WeightProduct(const WeightGradientPlan& plan, int64_t left_columns, int64_t right_columns, S* result,
+                Scratch& call)
+      : plan_(plan), left_columns_(left_columns), right_columns_(right_columns), result_(result) {
+    direct_ = std::is_same_v<S, T> && plan.pixel_splits == 1;
+    ld_ = direct_ ? right_columns : round_up(right_columns, kTileColumns<T>);
+    if (!direct_) slot_ = call.add<T>(plan.pixel_splits * left_columns * ld_);
+  }
+  void prepare(Scratch& call) { sums_ = direct_ ? reinterpret_cast<T*>(result_) : call.get<T>(slot_); }
+
+  // Adds (`accumulate`) or sets the product of `count` pixels: columns [column, column + columns) of split
+  // `split`.
+  void add_chunk(int64_t split, const T* left, int64_t left_ld, const T* right, int64_t right_ld,
+                 int64_t count, int64_t column, int64_t columns, bool accumulate) const {
+    T* to = sums_ + split * left_columns_ * ld_ + column;
+    for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
+      TileOutput<T> out{to + c, ld_, std::min<int64_t>(kTileColumns<T>, columns - c)};
+      out.accumulate = accumulate;
+      multiply<true>(Panel<T>{left, 1, left_ld}, left_columns_, right + c, right_ld, count, out);
+    }
+  }
+  void merge(const Parallel& parallel) const {
+    if (direct_) return;
+    parallel.run(left_columns_, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        T* sum = sums_ + row * ld_;
+        for (int64_t split = 1; split < plan_.pixel_splits; ++split)
+          for (int64_t c = 0; c < right_columns_; c += Vec<T>::kLanes)
+            store(sum + c, add(load(sum + c), load(sum + split * left_columns_ * ld_ + c)));
+        convert(sum, result_ + row * right_columns_, right_columns_);
+      }
+    });
+  }
+
+ private:
+  WeightGradientPlan plan_;
+  int64_t left_columns_, right_columns_, ld_;
+  S* result_;
+  bool direct_;
+  size_t slot_ = 0;
+  T* sums_ = nullptr;
+};
+
+// grad_pointwise_weight.
+template <class S>
+void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
+  using T = Compute<S>;
+  const SeparableConv2dParams& p = b.forward;
+  const Image& gy = p.output;
+  const int64_t pixels = gy.n * gy.h * gy.w;
+  Scratch call(ScratchUse::kCall);
+  DepthwiseStage<S> depthwise(p, call);
+  const int64_t depth = depthwise.depth();
+  const WeightGradientPlan plan = plan_weight_gradient(pixels, depth, gy.c, sizeof(T), tile_shape<T>());
+  WeightProduct<S> product(plan, gy.c, depth, static_cast<S*>(b.grad_pointwise_weight), call);
+  depthwise.prepare(call);
+  product.prepare(call);
+
+  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t block = std::min(plan.depth_block, round_up(depth, kTileColumns<T>)),
+                  ld = panel_ld<T>(block);
+    const size_t panel_slot = task.add<T>(plan.pixel_chunk * ld);
+    GradientTiles<S> gradient(gy, plan.pixel_chunk, task);
+    RowSource<S> rows(depthwise.rows(), block, task);
+    DepthwiseRow<T> kernel;
+    T* panel = task.get<T>(panel_slot);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t split = index % plan.pixel_splits, c0 = index / plan.pixel_splits * plan.depth_block;
+      const int64_t channels = std::min(plan.depth_block, depth - c0);
+      const int64_t p0 = pixels * split / plan.pixel_splits, p1 = pixels * (split + 1) / plan.pixel_splits;
+      rows.select(c0, channels);
+      for (int64_t first = p0; first < p1; first += plan.pixel_chunk) {
+        const int64_t count = std::min(plan.pixel_chunk, p1 - first);
+        depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
+        product.add_chunk(split, gradient.tile(first, count), gradient.ld(), panel, ld, count, c0, channels,
+                          first != p0);
+      }
+    }
+  });
+  product.merge(parallel);
+}
+
+// result[c] = sum of x over its pixels: the gradient of a bias.
+template <class S>
+void sum_pixels(const Image& x, S* result, const Parallel& parallel) {
+  using T = Compute<S>;
+  constexpr int64_t kChunk = 64, kMaxSplits = 32, kMinSplitPixels = 512;
+  const int64_t pixels = x.n * x.h * x.w,
+                splits = std::clamp<int64_t>(pixels / kMinSplitPixels, 1, kMaxSplits);
+  const int64_t ld = round_up(x.c, Vec<T>::kLanes);
+  Scratch call(ScratchUse::kCall);
+  const size_t slot = call.add<T>(splits * ld);
+  T* sums = call.get<T>(slot);
+  parallel.run(splits, [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    GradientTiles<S> tiles(x, kChunk, task);
+    for (int64_t split = begin; split < end; ++split) {
+      T* sum = sums + split * ld;
+      std::fill(sum, sum + ld, T(0));
+      const int64_t p1 = pixels * (split + 1) / splits;
+      for (int64_t first = pixels * split / splits; first < p1; first += kChunk) {
+        const int64_t count = std::min(kChunk, p1 - first);
+        const T* tile = tiles.tile(first, count);
+        for_each_vector<T>(x.c, [&](auto vector, int64_t c) {
+          Vec<T> total = zero<T>();
+          for (int64_t i = 0; i < count; ++i) total = add(total, vector.read(tile + i * tiles.ld() + c));
+          vector.write(sum + c, add(vector.read(sum + c), total));
+        });
+      }
+    }
+  });
+  for (int64_t split = 1; split < splits; ++split)
+    for (int64_t c = 0; c < ld; c += Vec<T>::kLanes)
+      store(sums + c, add(load(sums + c), load(sums + split * ld + c)));
+  convert(sums, result, x.c);
+}
+
+template <class S>
+void separable_conv2d_backward(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
+  if (b.grad_input.data != nullptr || b.grad_depthwise_weight != nullptr || b.grad_depthwise_bias != nullptr)
+    input_pass<S>(b, parallel);
+  if (b.grad_pointwise_weight != nullptr) weight_pass<S>(b, parallel);
+  if (b.grad_pointwise_bias != nullptr)
+    sum_pixels(b.forward.output, static_cast<S*>(b.grad_pointwise_bias), parallel);
+}

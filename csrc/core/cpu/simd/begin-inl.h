@@ -1,0 +1,53 @@
+// Opens one instruction set: a kernels_<isa>.cpp defines SEPCONV_SIMD_<ISA>, includes this, the kernel bodies
+// and end-inl.h. torch's extension builder has no flags for single files, hence the pragmas. Standard headers
+// come first: nothing of theirs may be compiled for an instruction set that the machine may lack.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "core/axis.h"
+#include "core/cpu/kernels.h"
+#include "core/dtypes.h"
+#include "core/parallel.h"
+#include "core/params.h"
+#include "core/plan.h"
+#include "core/scratch.h"
+
+#if defined(SEPCONV_SIMD_AVX2) || defined(SEPCONV_SIMD_AVX512)
+#include <immintrin.h>
+#endif
+
+#if defined(SEPCONV_SIMD_AVX512)
+#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"
+#elif defined(SEPCONV_SIMD_AVX2)
+#define SEPCONV_TARGET "avx2,fma,f16c,bmi2"
+#endif
+
+#ifdef SEPCONV_TARGET
+#define SEPCONV_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define SEPCONV_OPEN_TARGET(isa) \
+  SEPCONV_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#else
+#define SEPCONV_OPEN_TARGET(isa) SEPCONV_PRAGMA(GCC push_options) SEPCONV_PRAGMA(GCC target(isa))
+#endif
+SEPCONV_OPEN_TARGET(SEPCONV_TARGET)
+#endif
+
+namespace sepconv {
+namespace {
+
+#if defined(SEPCONV_SIMD_AVX512)
+#include "core/cpu/simd/avx512.h"
+#elif defined(SEPCONV_SIMD_AVX2)
+#include "core/cpu/simd/avx2.h"
+#else
+#include "core/cpu/simd/scalar.h"
+#endif

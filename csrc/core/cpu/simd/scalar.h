@@ -1,0 +1,129 @@
+// The vocabulary in plain C++: the specification of the others, and the fallback of any machine.
+//
+// A vocabulary defines Vec<float> and Vec<double> with kLanes, and for both:
+//   zero<T>()  broadcast(x)  load(p)  load(p, n)  store(p, v)  store(p, v, n)    n lanes; the others read as
+//   0, stay unwritten fma(a, b, c) = a * b + c   add  mul   max(a, b), min(a, b): b where either is NaN
+//   transpose(rows[kLanes])
+// load and store also take BFloat16 and Float16 for Vec<float>: widened on load, rounded to nearest even on
+// store. Registers<T> names the register tiles the kernels use.
+
+template <class T>
+struct Vec {
+  static constexpr int kLanes = 16 / sizeof(T);
+  T lane[kLanes];
+};
+
+template <class T>
+struct Registers {
+  static constexpr int kTileRows = 4, kTileVectors = 2;  // pointwise accumulators: 4 x 2
+  static constexpr int kUnroll = 4;                      // depthwise outputs at once
+};
+
+template <class T>
+inline Vec<T> broadcast(T x) {
+  Vec<T> v;
+  for (T& lane : v.lane) lane = x;
+  return v;
+}
+template <class T>
+inline Vec<T> zero() {
+  return broadcast(T(0));
+}
+
+inline float widen(float x) {
+  return x;
+}
+inline double widen(double x) {
+  return x;
+}
+inline float widen(BFloat16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+inline float widen(Float16 x) {
+  const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 0x1f,
+                 mantissa = x.bits & 0x3ffu;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent == 0) {  // subnormal: mantissa * 2^-24, exact in float
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+inline void narrow(float x, float* p) {
+  *p = x;
+}
+inline void narrow(double x, double* p) {
+  *p = x;
+}
+inline void narrow(float x, BFloat16* p) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  p->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline void narrow(float x, Float16* p) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000u,
+                 magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) {
+    p->bits = static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+  } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to infinity
+    p->bits = static_cast<uint16_t>(sign | 0x7c00u);
+  } else if (magnitude <
+             0x38800000u) {  // below 2^-14: adding 0.5 aligns the mantissa to 2^-24 and rounds to even
+    const float aligned = std::bit_cast<float>(magnitude) + 0.5f;
+    p->bits = static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(aligned) - 0x3f000000u));
+  } else {
+    p->bits =
+        static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13));
+  }
+}
+
+template <class S>
+inline Vec<Compute<S>> load(const S* p, int n) {
+  Vec<Compute<S>> v = zero<Compute<S>>();
+  for (int i = 0; i < n; ++i) v.lane[i] = widen(p[i]);
+  return v;
+}
+template <class S>
+inline Vec<Compute<S>> load(const S* p) {
+  return load(p, Vec<Compute<S>>::kLanes);
+}
+template <class S>
+inline void store(S* p, Vec<Compute<S>> v, int n) {
+  for (int i = 0; i < n; ++i) narrow(v.lane[i], p + i);
+}
+template <class S>
+inline void store(S* p, Vec<Compute<S>> v) {
+  store(p, v, Vec<Compute<S>>::kLanes);
+}
+
+template <class T>
+inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+  return c;
+}
+template <class T>
+inline Vec<T> add(Vec<T> a, Vec<T> b) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+template <class T>
+inline Vec<T> mul(Vec<T> a, Vec<T> b) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
+template <class T>
+inline Vec<T> max(Vec<T> a, Vec<T> b) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i) b.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return b;
+}
+template <class T>
+inline Vec<T> min(Vec<T> a, Vec<T> b) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i) b.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+  return b;
+}
+
+template <class T>
+inline void transpose(Vec<T> (&rows)[Vec<T>::kLanes]) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i)
+    for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
+}

@@ -1,0 +1,73 @@
+// The stages around the two convolutions: per-channel affine and activation.
+
+// Vectors of the compute type, padded to whole vectors; null is 1 for scale and 0 for shift.
+template <class T>
+struct Stage {
+  const T* scale = nullptr;
+  const T* shift = nullptr;
+  Activation activation = Activation::kNone;
+
+  bool empty() const { return scale == nullptr && shift == nullptr && activation == Activation::kNone; }
+  Stage from(int64_t channel) const {
+    return {scale == nullptr ? nullptr : scale + channel, shift == nullptr ? nullptr : shift + channel,
+            activation};
+  }
+};
+
+template <class T>
+inline Vec<T> activate(Vec<T> x, Activation activation) {
+  // The operand order of max and min lets NaN through, as stock activations do.
+  switch (activation) {
+    case Activation::kRelu:
+      return max(zero<T>(), x);
+    case Activation::kRelu6:
+      return min(broadcast(T(6)), max(zero<T>(), x));
+    case Activation::kHardSwish: {
+      const Vec<T> gate = min(broadcast(T(6)), max(zero<T>(), add(x, broadcast(T(3)))));
+      return mul(mul(x, gate), broadcast(T(1) / T(6)));
+    }
+    default:
+      return x;
+  }
+}
+
+// Affine part only, on channels c, c + 1, ...; the vectors are padded, so no tail is needed.
+template <class T>
+inline Vec<T> affine(Vec<T> x, const Stage<T>& stage, int64_t c) {
+  if (stage.scale != nullptr)
+    return fma(x, load(stage.scale + c), stage.shift != nullptr ? load(stage.shift + c) : zero<T>());
+  return stage.shift != nullptr ? add(x, load(stage.shift + c)) : x;
+}
+
+// A stage's vectors converted into scratch: sizes first, then the copy.
+template <class S>
+class StageVectors {
+ public:
+  using T = Compute<S>;
+  StageVectors(const ChannelStage& stage, int64_t channels, Scratch& scratch)
+      : stage_(stage), channels_(channels), padded_(round_up(channels, Vec<T>::kLanes)) {
+    if (stage.scale != nullptr) scale_ = scratch.add<T>(padded_);
+    if (stage.shift != nullptr) shift_ = scratch.add<T>(padded_);
+  }
+  // `repeat` > 1 gives each value to that many consecutive channels (depth multiplier).
+  Stage<T> prepare(Scratch& scratch, int64_t repeat = 1) const {
+    return {copy(stage_.scale, scale_, scratch, repeat), copy(stage_.shift, shift_, scratch, repeat),
+            stage_.activation};
+  }
+
+ private:
+  const T* copy(const void* from, size_t slot, Scratch& scratch, int64_t repeat) const {
+    if (from == nullptr) return nullptr;
+    T* to = scratch.get<T>(slot);
+    std::fill(to + channels_, to + padded_, T(0));
+    if (repeat == 1) {
+      convert(static_cast<const S*>(from), to, channels_);
+    } else {
+      for (int64_t c = 0; c < channels_; ++c) convert_one(static_cast<const S*>(from) + c / repeat, to + c);
+    }
+    return to;
+  }
+  ChannelStage stage_;
+  int64_t channels_, padded_;
+  size_t scale_ = 0, shift_ = 0;
+};

@@ -1,0 +1,160 @@
+// The core's entry points: instruction set and dtype are looked up here, once a call.
+#include <cstring>
+#include <sstream>
+#include <stdexcept>
+
+#include "core/cpu/kernels.h"
+#include "core/row_average.h"
+#include "core/row_average_conv2d.h"
+#include "core/separable_conv2d.h"
+
+namespace sepconv {
+namespace {
+
+// Strides of axes of size 1 mean nothing; set them so that the layout tests of the kernels see through them.
+Image canonical(Image x) {
+  if (x.c == 1) x.stride_c = 1;
+  if (x.w == 1) x.stride_w = x.h > 1 ? x.stride_h : x.n > 1 ? x.stride_n : x.c;
+  if (x.h == 1) x.stride_h = x.w * x.stride_w;
+  if (x.n == 1) x.stride_n = x.h * x.stride_h;
+  return x;
+}
+
+SeparableConv2dParams canonical(SeparableConv2dParams p) {
+  p.input = canonical(p.input), p.output = canonical(p.output),
+  p.epilogue.residual = canonical(p.epilogue.residual);
+  return p;
+}
+RowAverageConv2dParams canonical(RowAverageConv2dParams p) {
+  p.input = canonical(p.input), p.output = canonical(p.output),
+  p.epilogue.residual = canonical(p.epilogue.residual);
+  return p;
+}
+RowAverageParams canonical(RowAverageParams p) {
+  p.input = canonical(p.input), p.output = canonical(p.output);
+  return p;
+}
+
+bool empty(const Image& x) {
+  return x.n * x.c * x.h * x.w == 0;
+}
+
+// All dtypes write zero as zero bits.
+void clear(void* data, int64_t count, DType dtype) {
+  if (data != nullptr) std::memset(data, 0, static_cast<size_t>(count) * bytes_of(dtype));
+}
+
+int index(DType dtype) {
+  return static_cast<int>(dtype);
+}
+
+bool plain(const ChannelStage& stage) {
+  return stage.scale == nullptr && stage.activation == Activation::kNone;
+}
+
+void require_plain(const char* op, bool holds) {
+  if (!holds)
+    throw std::runtime_error(std::string(op) +
+                             ": the backward takes biases only, no scales, activations or residuals");
+}
+
+}  // namespace
+
+const Kernels& current_kernels() {
+  switch (current_isa()) {
+#if defined(__x86_64__)
+    case Isa::kAvx2:
+      return kernels_avx2();
+    case Isa::kAvx512:
+      return kernels_avx512();
+#endif
+    default:
+      return kernels_scalar();
+  }
+}
+
+void separable_conv2d(const SeparableConv2dParams& params, const Parallel& parallel) {
+  if (empty(params.output)) return;
+  current_kernels().separable_conv2d[index(params.dtype)](canonical(params), parallel);
+}
+
+void separable_conv2d_backward(const SeparableConv2dBackwardParams& params, const Parallel& parallel) {
+  const SeparableConv2dParams& forward = params.forward;
+  require_plain("separable_conv2d_backward", plain(forward.prologue) && forward.prologue.shift == nullptr &&
+                                                 forward.prologue.row_average_stride == 0 &&
+                                                 plain(forward.middle) && plain(forward.epilogue) &&
+                                                 forward.epilogue.residual.data == nullptr);
+  if (empty(forward.output)) {
+    const int64_t depth = forward.input.c * forward.depth_multiplier;
+    clear(params.grad_depthwise_weight, depth * forward.window.kernel[0] * forward.window.kernel[1],
+          forward.dtype);
+    clear(params.grad_pointwise_weight, forward.output.c * depth, forward.dtype);
+    clear(params.grad_depthwise_bias, depth, forward.dtype);
+    clear(params.grad_pointwise_bias, forward.output.c, forward.dtype);
+    return;
+  }
+  SeparableConv2dBackwardParams p = params;
+  p.forward = canonical(p.forward), p.grad_input = canonical(p.grad_input);
+  current_kernels().separable_conv2d_backward[index(forward.dtype)](p, parallel);
+}
+
+void row_average(const RowAverageParams& params, const Parallel& parallel) {
+  if (empty(params.output)) return;
+  current_kernels().row_average[index(params.dtype)](canonical(params), parallel);
+}
+
+void row_average_backward(const RowAverageParams& params, const Parallel& parallel) {
+  if (empty(params.output)) return;
+  current_kernels().row_average_backward[index(params.dtype)](canonical(params), parallel);
+}
+
+void row_average_conv2d(const RowAverageConv2dParams& params, const Parallel& parallel) {
+  if (empty(params.output)) return;
+  current_kernels().row_average_conv2d[index(params.dtype)](canonical(params), parallel);
+}
+
+void row_average_conv2d_backward(const RowAverageConv2dBackwardParams& params, const Parallel& parallel) {
+  const RowAverageConv2dParams& forward = params.forward;
+  require_plain("row_average_conv2d_backward", plain(forward.prologue) && forward.prologue.shift == nullptr &&
+                                                   plain(forward.epilogue) &&
+                                                   forward.epilogue.residual.data == nullptr);
+  if (empty(forward.output)) {
+    clear(params.grad_weight,
+          forward.output.c * forward.input.c * forward.window.kernel[0] * forward.window.kernel[1],
+          forward.dtype);
+    clear(params.grad_bias, forward.output.c, forward.dtype);
+    return;
+  }
+  RowAverageConv2dBackwardParams p = params;
+  p.forward = canonical(p.forward), p.grad_input = canonical(p.grad_input);
+  current_kernels().row_average_conv2d_backward[index(forward.dtype)](p, parallel);
+}
+
+std::string describe_separable_conv2d(const SeparableConv2dParams& params, int threads) {
+  const TileShape tile = current_kernels().tile[index(params.dtype)];
+  const Image &in = params.input, &out = params.output;
+  const int64_t compute_bytes = params.dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t depth = in.c * params.depth_multiplier, pixels = out.n * out.h * out.w;
+  const ForwardPlan forward = plan_forward(pixels, depth, out.c, compute_bytes, tile, threads, cache_sizes());
+  const InputGradientPlan inputs = plan_input_gradient(out.n, out.h, out.w, depth, tile);
+  const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out.c, compute_bytes, tile);
+  std::ostringstream text;
+  text << "instruction set    " << name_of(current_isa()) << ", " << threads << " threads, L2 "
+       << cache_sizes().l2 / 1024 << " KiB\n"
+       << "output             " << out.n << " x " << out.c << " x " << out.h << " x " << out.w << "\n"
+       << "register tile      " << tile.rows << " pixels x " << tile.columns << " output channels\n"
+       << "forward            " << forward.tasks() << " tasks: " << forward.pixel_tiles << " tiles of "
+       << forward.pixel_tile << " pixels x " << forward.panel_splits << " splits of " << forward.panels
+       << " weight panels\n"
+       << "depthwise panel    " << forward.pixel_tile << " x " << depth << " values, "
+       << forward.pixel_tile * depth * compute_bytes / 1024 << " KiB a thread\n"
+       << "input gradient     " << inputs.tasks() << " tasks: " << inputs.image_groups
+       << " groups of images x " << inputs.channel_blocks << " blocks of " << inputs.channel_block
+       << " channels, " << inputs.tile_rows << " rows a GEMM\n"
+       << "pointwise gradient " << weights.tasks() << " tasks: " << weights.depth_blocks << " blocks of "
+       << weights.depth_block << " channels x " << weights.pixel_splits << " pixel splits, "
+       << weights.pixel_chunk << " pixels a chunk\n";
+  return text.str();
+}
+
+}  // namespace sepconv

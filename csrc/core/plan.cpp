@@ -1,0 +1,80 @@
+#include "core/plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace sepconv {
+
+const CacheSizes& cache_sizes() {
+  static const CacheSizes sizes = [] {
+    CacheSizes found;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) found.l2 = l2;
+#endif
+    return found;
+  }();
+  return sizes;
+}
+
+ForwardPlan plan_forward(int64_t pixels, int64_t depth, int64_t out_channels, int64_t compute_bytes,
+                         TileShape tile, int threads, const CacheSizes& cache) {
+  constexpr int64_t kMaxPixelTile = 196;
+  ForwardPlan plan{};
+  plan.panels = divide_up(out_channels, tile.columns);
+  // A quarter of L2 for the depthwise panel: packed weights and rows of the input stream through the rest.
+  const int64_t fits = cache.l2 / 4 / std::max<int64_t>(1, depth * compute_bytes);
+  int64_t largest = std::clamp<int64_t>(fits, 2 * tile.rows, kMaxPixelTile) / tile.rows * tile.rows;
+  plan.panel_splits = 1;
+  plan.pixel_tiles = divide_up(pixels, largest);
+  if (threads > 1 && plan.pixel_tiles < 2 * threads) {
+    // Too few tiles to keep every thread busy. Small maps split the output channels (each split recomputes
+    // its depthwise panel, 9 multiply-adds a value); larger ones take smaller tiles.
+    if (plan.pixel_tiles == 1 && plan.panels >= 2 * threads) {
+      plan.panel_splits = threads;
+    } else {
+      const int64_t wanted = round_up(std::max<int64_t>(plan.pixel_tiles, threads), threads);
+      plan.pixel_tiles = std::min(wanted, divide_up(pixels, tile.rows));
+    }
+  }
+  plan.pixel_tile = divide_up(pixels, std::max<int64_t>(1, plan.pixel_tiles));
+  plan.pixel_tiles = plan.pixel_tile == 0 ? 0 : divide_up(pixels, plan.pixel_tile);
+  return plan;
+}
+
+InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
+                                      TileShape tile) {
+  constexpr int64_t kTasks = 16, kTilePixels = 112, kMaxChannelBlock = 256, kMaxTileValues = 112 * 256;
+  InputGradientPlan plan{};
+  const int64_t pixels = batch * out_height * out_width;
+  plan.tile_rows = std::max<int64_t>(1, kTilePixels / std::max<int64_t>(1, out_width));
+  plan.image_groups =
+      std::clamp<int64_t>(pixels / kTilePixels, 1, std::max<int64_t>(1, std::min(batch, kTasks)));
+  const int64_t tile_pixels = plan.tile_rows * std::max<int64_t>(1, out_width);
+  const int64_t block =
+      std::min(divide_up(depth, divide_up(kTasks, plan.image_groups)), kMaxTileValues / tile_pixels);
+  plan.channel_block =
+      std::min(round_up(std::max<int64_t>(block, 1), tile.columns), round_up(kMaxChannelBlock, tile.columns));
+  plan.channel_blocks = divide_up(depth, plan.channel_block);
+  return plan;
+}
+
+WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t out_channels,
+                                        int64_t compute_bytes, TileShape tile) {
+  // A block of the gradient (out_channels x depth_block) and a chunk of both factors stay in L2 together.
+  constexpr int64_t kTasks = 8, kMaxDepthBlock = 128, kMinSplitPixels = 256, kGradientBytes = 512 << 10,
+                    kChunkBytes = 256 << 10;
+  WeightGradientPlan plan{};
+  const int64_t fits = kGradientBytes / (out_channels * compute_bytes);
+  const int64_t block =
+      std::clamp<int64_t>(std::min(fits, divide_up(depth, kTasks)), tile.columns, kMaxDepthBlock);
+  plan.depth_block = round_up(block, tile.columns);
+  plan.depth_blocks = divide_up(depth, plan.depth_block);
+  plan.pixel_splits = std::clamp<int64_t>(divide_up(kTasks, plan.depth_blocks), 1,
+                                          std::max<int64_t>(1, pixels / kMinSplitPixels));
+  plan.pixel_chunk =
+      std::clamp<int64_t>(kChunkBytes / ((out_channels + plan.depth_block) * compute_bytes), 32, 256);
+  return plan;
+}
+
+}  // namespace sepconv

@@ -1,0 +1,53 @@
+// How a shape is cut into tiles and tasks: pure functions of the shape, the threads and the cache, testable
+// alone.
+#pragma once
+#include <cstdint>
+
+#include "core/params.h"
+
+namespace sepconv {
+
+struct CacheSizes {
+  int64_t l2 = 1 << 20;  // bytes a core
+};
+const CacheSizes& cache_sizes();  // of this machine, read once
+
+// What a kernel set tells the planner about its registers, for one compute type.
+struct TileShape {
+  int64_t rows;     // pixels of a pointwise register tile
+  int64_t columns;  // output channels of a register tile: the width of a packed panel
+};
+
+// Forward: pixels are flattened over rows and images; every task holds the full depth, so no plan changes a
+// bit of the result.
+struct ForwardPlan {
+  int64_t pixel_tile, pixel_tiles, panels, panel_splits;
+  int64_t tasks() const { return pixel_tiles * panel_splits; }
+};
+ForwardPlan plan_forward(int64_t pixels, int64_t depth, int64_t out_channels, int64_t compute_bytes,
+                         TileShape tile, int threads, const CacheSizes& cache);
+
+// Backward: groups of images and blocks of channels. Sums over groups are merged in order, so these may
+// depend on the shape alone: never on threads or caches.
+struct InputGradientPlan {
+  int64_t image_groups, channel_block, channel_blocks, tile_rows;  // tile_rows: output rows of one GEMM
+  int64_t tasks() const { return image_groups * channel_blocks; }
+};
+InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
+                                      TileShape tile);
+
+struct WeightGradientPlan {
+  int64_t depth_block, depth_blocks, pixel_splits, pixel_chunk;
+  int64_t tasks() const { return depth_blocks * pixel_splits; }
+};
+WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t out_channels,
+                                        int64_t compute_bytes, TileShape tile);
+
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+inline int64_t round_up(int64_t a, int64_t b) {
+  return divide_up(a, b) * b;
+}
+
+}  // namespace sepconv

@@ -1,0 +1,49 @@
+// Every operator of torch.ops.sepconv. Backends register themselves: <op>_cpu.cpp.
+//
+// No Python.h and no PyInit: sepconv/_loader.py loads this library with torch.ops.load_library. Every type
+// below is carried by libtorch's stable ABI from 2.10 on, std::string and ScalarType included.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sepconv, m) {
+  // Images have four dimensions, (N, C, H, W), and any strides; results are dense in the memory format that
+  // torch suggests for `input` (of row_average_backward: for `grad_output`). Weights are shaped as nn.Conv2d
+  // has them: depthwise (C * multiplier, 1, kh, kw), pointwise (C_out, C * multiplier, 1, 1).
+  m.def(
+      "separable_conv2d(Tensor input, Tensor depthwise_weight, Tensor pointwise_weight,"
+      " Tensor? depthwise_bias=None, Tensor? pointwise_bias=None,"
+      " SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1) -> Tensor");
+  // output_mask: input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias; the others are
+  // None.
+  m.def(
+      "separable_conv2d_backward(Tensor grad_output, Tensor input, Tensor depthwise_weight,"
+      " Tensor pointwise_weight, Tensor? depthwise_bias,"
+      " SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool[5] output_mask)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // avg_pool2d(input, (3, 1), (stride, 1), (1, 0), count_include_pad=False)
+  m.def("row_average(Tensor input, int stride=1) -> Tensor");
+  // `height` is that of the forward's input: several heights share one output height.
+  m.def("row_average_backward(Tensor grad_output, SymInt height, int stride) -> Tensor");
+
+  // conv2d(row_average(input, row_stride), weight, bias, stride, padding, dilation)
+  m.def(
+      "row_average_conv2d(Tensor input, Tensor weight, Tensor? bias=None,"
+      " SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, int row_stride=1) -> Tensor");
+  // output_mask: input, weight, bias.
+  m.def(
+      "row_average_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight,"
+      " SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int row_stride, bool[3] output_mask)"
+      " -> (Tensor, Tensor, Tensor)");
+
+  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512" or "neon".
+  m.def("set_cpu_capability(str name) -> ()");
+  m.def("cpu_capability() -> str");
+  m.def("available_cpu_capabilities() -> str");  // comma separated, weakest first
+  // What would run on the CPU for this shape, in words.
+  m.def(
+      "describe_separable_conv2d(int batch, int in_channels, int height, int width, int out_channels,"
+      " int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int depth_multiplier,"
+      " ScalarType dtype, bool channels_last) -> str");
+  // How this library was built: "compiler=...;torch=...;cuda=...".
+  m.def("build_configuration() -> str");
+}

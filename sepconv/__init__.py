@@ -1,0 +1,25 @@
+"""Fused depthwise separable convolutions for PyTorch.
+
+>>> import torch, sepconv
+>>> layer = sepconv.SeparableConv2d(64, 128, kernel_size=3, padding=1)
+>>> layer(torch.randn(1, 64, 19, 19)).shape
+torch.Size([1, 128, 19, 19])
+"""
+
+from sepconv import functional
+from sepconv.build_info import info
+from sepconv.functional import row_average, row_average_conv2d, separable_conv2d
+from sepconv.modules import RowAverage, RowAverageConv2d, SeparableConv2d
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RowAverage",
+    "RowAverageConv2d",
+    "SeparableConv2d",
+    "functional",
+    "info",
+    "row_average",
+    "row_average_conv2d",
+    "separable_conv2d",
+]

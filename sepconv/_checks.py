@@ -1,0 +1,199 @@
+"""What a caller may get wrong, in plain Python: for fake kernels and for the reference.
+
+The compiled kernels make the same checks in the same words (csrc/torch/checks.h), so that a call fails alike
+when it runs, when it is traced and when the reference serves it. Sizes may be symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Size = Sequence[int]
+
+_LARGEST = 2**31 - 1  # far above any real window, and low enough that sums with any tensor size fit 64 bits
+
+
+def _listed(values: Size) -> str:
+    return f"({', '.join(map(str, values))})"
+
+
+def pair(value: int | Size) -> Size:
+    """(v, v) for an int, as convolutions in torch read one; anything else as it is."""
+    return (value, value) if isinstance(value, (int, torch.SymInt)) else value
+
+
+class Checks:
+    """Raises RuntimeError("op: argument must be ..., got ...")."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+    def require(self, holds: bool, message: str) -> None:
+        # A fact about an unbacked size becomes an assertion of the traced program.
+        torch._check(holds, lambda: f"{self.op}: {message}")
+
+    def length(self, name: str, values: Sequence[object], expected: int) -> None:
+        self.require(len(values) == expected, f"{name} must have {expected} elements, got {len(values)}")
+
+    def at_least(self, name: str, value: int, least: int) -> None:
+        self.require(value >= least, f"{name} must be at least {least}, got {value}")
+
+    def dimensions(self, name: str, tensor: Tensor, meaning: str) -> None:
+        self.require(
+            tensor.dim() == 4, f"{name} must have 4 dimensions {meaning}, got shape {_listed(tensor.shape)}"
+        )
+
+    def image(self, name: str, tensor: Tensor) -> None:
+        self.dimensions(name, tensor, "(N, C, H, W)")
+        for size in tensor.shape[1:]:  # the batch may be empty
+            self.require(
+                size > 0,
+                f"{name} must have at least one channel, row and column, got shape {_listed(tensor.shape)}",
+            )
+
+    def output_channels(self, name: str, weight: Tensor) -> int:
+        channels = weight.shape[0]
+        self.require(
+            channels > 0,
+            f"{name} must have at least one output channel, got shape {_listed(weight.shape)}",
+        )
+        return channels
+
+    def shape(self, name: str, tensor: Tensor, expected: Size) -> None:
+        message = f"{name} must have shape {_listed(expected)}, got {_listed(tensor.shape)}"
+        self.require(tensor.dim() == len(expected), message)
+        for size, wanted in zip(tensor.shape, expected, strict=True):
+            self.require(size == wanted, message)
+
+    def vector(self, name: str, tensor: Tensor | None, channels: int) -> None:
+        if tensor is not None:
+            message = f"{name} must have shape ({channels},), got {_listed(tensor.shape)}"
+            self.require(tensor.dim() == 1, message)
+            self.require(tensor.shape[0] == channels, message)
+
+    def like_input(self, name: str, tensor: Tensor | None, input: Tensor) -> None:
+        if tensor is None:
+            return
+        if not torch.is_autocast_enabled(input.device.type):  # autocast gives all of them one dtype
+            self.require(
+                tensor.dtype == input.dtype,
+                f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}",
+            )
+        self.require(
+            tensor.device == input.device,
+            f"{name} must be on the device of input, {input.device}, got {tensor.device}",
+        )
+
+    def output_size(
+        self,
+        input: Tensor,
+        kernel: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+        height: int | None = None,
+    ) -> tuple[int, int]:
+        """Check a window and return the (height, width) of a convolution's output.
+
+        `height` replaces the input's where rows are averaged with a stride first.
+        """
+        self.require(
+            kernel[0] > 0 and kernel[1] > 0, f"kernel size must be at least 1, got {_listed(kernel)}"
+        )
+        for name, values, least in (
+            ("stride", stride, 1),
+            ("padding", padding, 0),
+            ("dilation", dilation, 1),
+        ):
+            self.length(name, values, 2)
+            for value in values:
+                self.require(
+                    least <= value <= _LARGEST,
+                    f"{name} must be between {least} and {_LARGEST}, got {_listed(values)}",
+                )
+        sizes = (input.shape[2] if height is None else height, input.shape[3])
+        reaches = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        padded = [size + 2 * p for size, p in zip(sizes, padding, strict=True)]
+        for reach, extent in zip(reaches, padded, strict=True):
+            self.require(
+                reach < extent,
+                "the dilated kernel must not be larger than the padded input, got input "
+                f"{_listed(sizes)}, kernel {_listed(kernel)}, padding {_listed(padding)}, "
+                f"dilation {_listed(dilation)}",
+            )
+        rows, columns = ((e - r - 1) // s + 1 for e, r, s in zip(padded, reaches, stride, strict=True))
+        return rows, columns
+
+
+def separable_conv2d(
+    op: str,
+    input: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+) -> tuple[int, int, int, int]:
+    """Check the arguments of a separable convolution and return its output's shape."""
+    check = Checks(op)
+    check.image("input", input)
+    check.like_input("depthwise_weight", depthwise_weight, input)
+    check.like_input("pointwise_weight", pointwise_weight, input)
+    check.like_input("depthwise_bias", depthwise_bias, input)
+    check.like_input("pointwise_bias", pointwise_bias, input)
+    check.dimensions("depthwise_weight", depthwise_weight, "(C_in * multiplier, 1, kh, kw)")
+    channels = input.shape[1]
+    middle, one, *kernel = depthwise_weight.shape
+    check.require(
+        middle > 0 and middle % channels == 0 and one == 1,
+        f"depthwise_weight must have shape (C_in * multiplier, 1, kh, kw) with C_in = {channels}, "
+        f"got {_listed(depthwise_weight.shape)}",
+    )
+    check.vector("depthwise_bias", depthwise_bias, middle)
+    check.dimensions("pointwise_weight", pointwise_weight, "(C_out, C_in * multiplier, 1, 1)")
+    out_channels = check.output_channels("pointwise_weight", pointwise_weight)
+    check.shape("pointwise_weight", pointwise_weight, (out_channels, middle, 1, 1))
+    check.vector("pointwise_bias", pointwise_bias, out_channels)
+    size = check.output_size(input, kernel, stride, padding, dilation)
+    return input.shape[0], out_channels, *size
+
+
+def row_average(op: str, input: Tensor, stride: int) -> tuple[int, int, int, int]:
+    """Check the arguments of a row average and return its output's shape."""
+    check = Checks(op)
+    check.image("input", input)
+    check.at_least("stride", stride, 1)
+    batch, channels, height, width = input.shape
+    return batch, channels, (height - 1) // stride + 1, width
+
+
+def row_average_conv2d(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    row_stride: int,
+) -> tuple[int, int, int, int]:
+    """Check the arguments of a convolution of averaged rows and return its output's shape."""
+    check = Checks(op)
+    check.image("input", input)
+    channels = input.shape[1]
+    check.like_input("weight", weight, input)
+    check.like_input("bias", bias, input)
+    check.dimensions("weight", weight, "(C_out, C_in, kh, kw)")
+    out_channels = check.output_channels("weight", weight)
+    _, _, *kernel = weight.shape
+    check.shape("weight", weight, (out_channels, channels, *kernel))
+    check.vector("bias", bias, out_channels)
+    check.at_least("row_stride", row_stride, 1)
+    rows = (input.shape[2] - 1) // row_stride + 1
+    size = check.output_size(input, kernel, stride, padding, dilation, rows)
+    return input.shape[0], out_channels, *size

@@ -1,0 +1,45 @@
+"""The operators in plain torch: the specification that tests compare with, and the fallback.
+
+Inputs are (N, C, H, W) or (C, H, W), of any device and dtype that torch's own convolutions take.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from sepconv._types import Padding, Pair
+
+
+def separable_conv2d(
+    input: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    depthwise_bias: Tensor | None = None,
+    pointwise_bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+) -> Tensor:
+    """A depthwise convolution, then a 1x1 convolution."""
+    channels = input.shape[-3]
+    middle = F.conv2d(input, depthwise_weight, depthwise_bias, stride, padding, dilation, groups=channels)
+    return F.conv2d(middle, pointwise_weight, pointwise_bias)
+
+
+def row_average(input: Tensor, stride: int = 1) -> Tensor:
+    """The mean of the row above, the row itself and the row below, of those that exist."""
+    return F.avg_pool2d(input, (3, 1), (stride, 1), (1, 0), count_include_pad=False)
+
+
+def row_average_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    row_stride: int = 1,
+) -> Tensor:
+    """A convolution of the averaged rows."""
+    return F.conv2d(row_average(input, row_stride), weight, bias, stride, padding, dilation)
