@@ -31,7 +31,7 @@ Call checked(const Checks& checks, const Tensor& input, const Tensor& weight, co
   call.weight = dense(weight);
   call.params.dtype = dtype;
   call.params.window = checks.window({weight.size(2), weight.size(3)}, stride, padding, dilation);
-  call.params.input = image_of(input);
+  call.params.input = read_from(input);
   call.params.weight = call.weight.const_data_ptr();
   call.params.prologue.row_average_stride = row_stride;
 
@@ -52,7 +52,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   const Tensor output = empty_image(checks, "output", call.output, input);
   if (input.size(0) == 0) return output;
   call.params.epilogue.shift = data_or_null(shift);
-  call.params.output = image_of(output);
+  call.params.output = write_to(output);
   row_average_conv2d(call.params, torch_threads());
   return output;
 }
@@ -77,10 +77,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   } else {
     RowAverageConv2dBackwardParams params;
     params.forward = call.params;
-    params.forward.output = image_of(grad_output);
-    params.grad_input = image_or_none(grad_input);
-    params.grad_weight = mutable_data_or_null(grad_weight);
-    params.grad_bias = mutable_data_or_null(grad_bias);
+    params.forward.output = read_from(grad_output);
+    params.grad_input = write_if_wanted(grad_input);
+    params.grad_weight = data_if_wanted(grad_weight);
+    params.grad_bias = data_if_wanted(grad_bias);
     row_average_conv2d_backward(params, torch_threads());
   }
   return {grad_input, grad_weight, grad_bias};

@@ -19,8 +19,8 @@ Tensor forward(const Tensor& input, int64_t stride) {
 
   const Tensor output = empty_image(checks, "output", output_sizes, input);
   if (sizes[0] == 0) return output;
-  params.input = image_of(input);
-  params.output = image_of(output);
+  params.input = read_from(input);
+  params.output = write_to(output);
   row_average(params, torch_threads());
   return output;
 }
@@ -41,8 +41,8 @@ Tensor backward(const Tensor& grad_output, int64_t height, int64_t stride) {
 
   const Tensor grad_input = empty_image(checks, "grad_input", input_sizes, grad_output);
   if (sizes[0] == 0) return grad_input;
-  params.input = image_of(grad_output);
-  params.output = image_of(grad_input);
+  params.input = read_from(grad_output);
+  params.output = write_to(grad_input);
   row_average_backward(params, torch_threads());
   return grad_input;
 }

@@ -48,7 +48,7 @@ Call checked(const Checks& checks, const Tensor& input, const Tensor& depthwise_
   params.window =
       checks.window({depthwise_weight.size(2), depthwise_weight.size(3)}, stride, padding, dilation);
   params.depth_multiplier = middle / channels;
-  params.input = image_of(input);
+  params.input = read_from(input);
   params.depthwise_weight = call.depthwise_weight.const_data_ptr();
   params.pointwise_weight = call.pointwise_weight.const_data_ptr();
   params.middle.shift = data_or_null(call.depthwise_bias);
@@ -71,7 +71,7 @@ Tensor forward(const Tensor& input, const Tensor& depthwise_weight, const Tensor
   const Tensor output = empty_image(checks, "output", call.output, input);
   if (input.size(0) == 0) return output;
   call.params.epilogue.shift = data_or_null(shift);
-  call.params.output = image_of(output);
+  call.params.output = write_to(output);
   separable_conv2d(call.params, torch_threads());
   return output;
 }
@@ -106,12 +106,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
   } else {
     SeparableConv2dBackwardParams params;
     params.forward = call.params;
-    params.forward.output = image_of(grad_output);
-    params.grad_input = image_or_none(grad_input);
-    params.grad_depthwise_weight = mutable_data_or_null(grad_depthwise_weight);
-    params.grad_pointwise_weight = mutable_data_or_null(grad_pointwise_weight);
-    params.grad_depthwise_bias = mutable_data_or_null(grad_depthwise_bias);
-    params.grad_pointwise_bias = mutable_data_or_null(grad_pointwise_bias);
+    params.forward.output = read_from(grad_output);
+    params.grad_input = write_if_wanted(grad_input);
+    params.grad_depthwise_weight = data_if_wanted(grad_depthwise_weight);
+    params.grad_pointwise_weight = data_if_wanted(grad_pointwise_weight);
+    params.grad_depthwise_bias = data_if_wanted(grad_depthwise_bias);
+    params.grad_pointwise_bias = data_if_wanted(grad_pointwise_bias);
     separable_conv2d_backward(params, torch_threads());
   }
   return {grad_input, grad_depthwise_weight, grad_pointwise_weight, grad_depthwise_bias, grad_pointwise_bias};

@@ -69,9 +69,17 @@ inline Sizes sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return {sizes[0], sizes[1], sizes[2], sizes[3]};
 }
-inline Image image_of(const Tensor& tensor) {
+inline Image image_of(const Tensor& tensor, void* data) {
   const auto n = tensor.sizes(), s = tensor.strides();
-  return {tensor.data_ptr(), n[0], n[1], n[2], n[3], s[0], s[1], s[2], s[3]};
+  return {data, n[0], n[1], n[2], n[3], s[0], s[1], s[2], s[3]};
+}
+// Apart, because asking a lazily cloned tensor for mutable data copies it. The core never writes to its
+// inputs.
+inline Image read_from(const Tensor& tensor) {
+  return image_of(tensor, const_cast<void*>(tensor.const_data_ptr()));
+}
+inline Image write_to(const Tensor& tensor) {
+  return image_of(tensor, tensor.mutable_data_ptr());
 }
 
 // Weights and biases are small: kernels see them contiguous, whatever strides a caller or autograd sends.
@@ -87,10 +95,10 @@ inline const void* data_or_null(const std::optional<Tensor>& tensor) {
 }
 
 // A gradient that nobody asked for is an undefined Tensor: None in Python, "no gradient" to autograd.
-inline Image image_or_none(const Tensor& tensor) {
-  return tensor.defined() ? image_of(tensor) : Image{};
+inline Image write_if_wanted(const Tensor& tensor) {
+  return tensor.defined() ? write_to(tensor) : Image{};
 }
-inline void* mutable_data_or_null(const Tensor& tensor) {
+inline void* data_if_wanted(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
 // Of an empty batch: zero, and no kernel runs.

@@ -1,5 +1,6 @@
-// Every kernel body, in order of dependence; included between simd/begin-inl.h and simd/end-inl.h.
+// Every kernel body in order of dependence, between the opening and the closing of one instruction set.
 // clang-format off: the order matters
+#include "core/cpu/simd/begin-inl.h"
 #include "core/cpu/memory-inl.h"
 #include "core/cpu/stages-inl.h"
 #include "core/cpu/rows-inl.h"
@@ -12,3 +13,5 @@
 #include "core/cpu/row_average_conv2d-inl.h"
 #include "core/cpu/row_average_conv2d_backward-inl.h"
 #include "core/cpu/table-inl.h"
+#include "core/cpu/simd/end-inl.h"
+// clang-format on

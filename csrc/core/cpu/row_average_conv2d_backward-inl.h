@@ -5,55 +5,40 @@
 template <class S>
 void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& parallel) {
   using T = Compute<S>;
+  constexpr int64_t kSplits = 8, kMinSplitPixels = 256, kChunk = 112;
   const RowAverageConv2dParams& p = b.forward;
   const Image& gy = p.output;
   const int64_t pixels = gy.n * gy.h * gy.w;
+  // The panel is gathered in its whole depth, so only pixels are split; by the shape alone.
+  const int64_t splits = std::clamp<int64_t>(pixels / kMinSplitPixels, 1, kSplits);
   Scratch call(ScratchUse::kCall);
   DenseStage<S> dense(p, call);
   const int64_t depth = dense.depth();
-  // The panel's depth is gathered whole, so only pixels are split.
-  WeightGradientPlan plan = plan_weight_gradient(pixels, depth, gy.c, sizeof(T), tile_shape<T>());
-  constexpr int64_t kSplits = 8, kMinSplitPixels = 256;
-  plan.depth_block = depth, plan.depth_blocks = 1;
-  plan.pixel_splits = std::clamp<int64_t>(pixels / kMinSplitPixels, 1, kSplits);
   const size_t ordered_slot = call.add<S>(gy.c * depth);
-  // The product's result is in panel order: it is written to `ordered` first.
-  S* ordered = nullptr;
-  const int64_t ld_product = round_up(depth, kTileColumns<T>);
-  const size_t sums_slot = call.add<T>(plan.pixel_splits * gy.c * ld_product);
+  WeightProduct<S> product(splits, gy.c, depth, call);
   dense.prepare(call);
-  ordered = call.get<S>(ordered_slot);
-  T* sums = call.get<T>(sums_slot);
+  S* ordered = call.get<S>(ordered_slot);
+  product.prepare(call, ordered);
 
-  parallel.run(plan.pixel_splits, [&](int64_t begin, int64_t end) {
+  parallel.run(splits, [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
     const int64_t ld = round_up(depth, kTileColumns<T>) + Vec<T>::kLanes;
-    const size_t panel_slot = task.add<T>(plan.pixel_chunk * ld);
-    GradientTiles<S> gradient(gy, plan.pixel_chunk, task);
+    const size_t panel_slot = task.add<T>(kChunk * ld);
+    GradientTiles<S> gradient(gy, kChunk, task);
     RowSource<S> rows(dense.rows(), p.input.c, task);
     rows.select(0, p.input.c);
     T* panel = task.get<T>(panel_slot);
     for (int64_t split = begin; split < end; ++split) {
-      const int64_t p0 = pixels * split / plan.pixel_splits, p1 = pixels * (split + 1) / plan.pixel_splits;
-      T* to = sums + split * gy.c * ld_product;
-      for (int64_t first = p0; first < p1; first += plan.pixel_chunk) {
-        const int64_t count = std::min(plan.pixel_chunk, p1 - first);
+      const int64_t p0 = pixels * split / splits, p1 = pixels * (split + 1) / splits;
+      for (int64_t first = p0; first < p1; first += kChunk) {
+        const int64_t count = std::min(kChunk, p1 - first);
         dense.fill(rows, first, count, panel, ld);
-        const T* left = gradient.tile(first, count);
-        for (int64_t c = 0; c < depth; c += kTileColumns<T>) {
-          TileOutput<T> out{to + c, ld_product, std::min<int64_t>(kTileColumns<T>, depth - c)};
-          out.accumulate = first != p0;
-          multiply<true>(Panel<T>{left, 1, gradient.ld()}, gy.c, panel + c, ld, count, out);
-        }
+        product.chunk(split, gradient.tile(first, count), gradient.ld(), panel, ld, count, 0, depth,
+                      first != p0);
       }
     }
   });
-  for (int64_t o = 0; o < gy.c; ++o) {
-    T* sum = sums + o * ld_product;
-    for (int64_t split = 1; split < plan.pixel_splits; ++split)
-      for (int64_t c = 0; c < depth; ++c) sum[c] += sum[split * gy.c * ld_product + c];
-    convert(sum, ordered + o * depth, depth);
-  }
+  product.merge(parallel);
   dense.from_panel_order(ordered, static_cast<S*>(b.grad_weight));
 }
 

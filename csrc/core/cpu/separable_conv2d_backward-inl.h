@@ -209,25 +209,29 @@ void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel
     convert(all_sums + taps * sums_ld, static_cast<S*>(b.grad_depthwise_bias), depth);
 }
 
-// A product of two panels over pixels, left^T x right, merged over splits: gradients of any weights a GEMM
-// multiplies by. `right(task, first, count, block)` gives the right panel and its leading dimension.
+// left^T x right over pixels: the gradient of weights that a GEMM multiplied by, (left_columns,
+// right_columns). Every split sums its pixels in order; the splits are merged in order.
 template <class S>
 class WeightProduct {
  public:
   using T = Compute<S>;
-  WeightProduct(const WeightGradientPlan& plan, int64_t left_columns, int64_t right_columns, S* result,
-                Scratch& call)
-      : plan_(plan), left_columns_(left_columns), right_columns_(right_columns), result_(result) {
-    direct_ = std::is_same_v<S, T> && plan.pixel_splits == 1;
-    ld_ = direct_ ? right_columns : round_up(right_columns, kTileColumns<T>);
-    if (!direct_) slot_ = call.add<T>(plan.pixel_splits * left_columns * ld_);
+  WeightProduct(int64_t splits, int64_t left_columns, int64_t right_columns, Scratch& call)
+      : splits_(splits),
+        left_columns_(left_columns),
+        right_columns_(right_columns),
+        direct_(std::is_same_v<S, T> && splits == 1),
+        ld_(direct_ ? right_columns : round_up(right_columns, kTileColumns<T>)) {
+    if (!direct_) slot_ = call.add<T>(splits * left_columns * ld_);
   }
-  void prepare(Scratch& call) { sums_ = direct_ ? reinterpret_cast<T*>(result_) : call.get<T>(slot_); }
+  void prepare(Scratch& call, S* result) {
+    result_ = result;
+    sums_ = direct_ ? reinterpret_cast<T*>(result) : call.get<T>(slot_);
+  }
 
-  // Adds (`accumulate`) or sets the product of `count` pixels: columns [column, column + columns) of split
-  // `split`.
-  void add_chunk(int64_t split, const T* left, int64_t left_ld, const T* right, int64_t right_ld,
-                 int64_t count, int64_t column, int64_t columns, bool accumulate) const {
+  // The product of `count` pixels, for columns [column, column + columns) of `right`, which points at the
+  // first of them: sets what the split holds, or adds to it.
+  void chunk(int64_t split, const T* left, int64_t left_ld, const T* right, int64_t right_ld, int64_t count,
+             int64_t column, int64_t columns, bool accumulate) const {
     T* to = sums_ + split * left_columns_ * ld_ + column;
     for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
       TileOutput<T> out{to + c, ld_, std::min<int64_t>(kTileColumns<T>, columns - c)};
@@ -240,7 +244,7 @@ class WeightProduct {
     parallel.run(left_columns_, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         T* sum = sums_ + row * ld_;
-        for (int64_t split = 1; split < plan_.pixel_splits; ++split)
+        for (int64_t split = 1; split < splits_; ++split)
           for (int64_t c = 0; c < right_columns_; c += Vec<T>::kLanes)
             store(sum + c, add(load(sum + c), load(sum + split * left_columns_ * ld_ + c)));
         convert(sum, result_ + row * right_columns_, right_columns_);
@@ -249,11 +253,11 @@ class WeightProduct {
   }
 
  private:
-  WeightGradientPlan plan_;
-  int64_t left_columns_, right_columns_, ld_;
-  S* result_;
+  int64_t splits_, left_columns_, right_columns_;
   bool direct_;
+  int64_t ld_;
   size_t slot_ = 0;
+  S* result_ = nullptr;
   T* sums_ = nullptr;
 };
 
@@ -268,9 +272,9 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
   DepthwiseStage<S> depthwise(p, call);
   const int64_t depth = depthwise.depth();
   const WeightGradientPlan plan = plan_weight_gradient(pixels, depth, gy.c, sizeof(T), tile_shape<T>());
-  WeightProduct<S> product(plan, gy.c, depth, static_cast<S*>(b.grad_pointwise_weight), call);
+  WeightProduct<S> product(plan.pixel_splits, gy.c, depth, call);
   depthwise.prepare(call);
-  product.prepare(call);
+  product.prepare(call, static_cast<S*>(b.grad_pointwise_weight));
 
   parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
@@ -289,8 +293,8 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
       for (int64_t first = p0; first < p1; first += plan.pixel_chunk) {
         const int64_t count = std::min(plan.pixel_chunk, p1 - first);
         depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
-        product.add_chunk(split, gradient.tile(first, count), gradient.ld(), panel, ld, count, c0, channels,
-                          first != p0);
+        product.chunk(split, gradient.tile(first, count), gradient.ld(), panel, ld, count, c0, channels,
+                      first != p0);
       }
     }
   });

@@ -1,6 +1,6 @@
-// Opens one instruction set: a kernels_<isa>.cpp defines SEPCONV_SIMD_<ISA>, includes this, the kernel bodies
-// and end-inl.h. torch's extension builder has no flags for single files, hence the pragmas. Standard headers
-// come first: nothing of theirs may be compiled for an instruction set that the machine may lack.
+// Opens one instruction set: a kernels_<isa>.cpp defines SEPCONV_SIMD_<ISA> and includes bodies-inl.h.
+// torch's extension builder has no flags for single files, hence the pragmas. Standard headers come first:
+// nothing of theirs may be compiled for an instruction set that the machine may lack.
 #include <algorithm>
 #include <array>
 #include <bit>
