@@ -1,0 +1,66 @@
+// Plans cover their work exactly once and keep to their memory, for a sweep of shapes, threads and caches.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+#include "core/plan.h"
+
+using namespace sepconv;
+
+namespace {
+
+void require(bool holds, const char* what, int64_t a, int64_t b, int64_t c) {
+  if (holds) return;
+  std::printf("%s (%ld, %ld, %ld)\n", what, static_cast<long>(a), static_cast<long>(b), static_cast<long>(c));
+  std::exit(1);
+}
+
+}  // namespace
+
+int main() {
+  const TileShape tile{14, 32};
+  int64_t cases = 0;
+  for (int64_t pixels : {1, 2, 13, 14, 100, 361, 1369, 5476, 21609, 172872})
+    for (int64_t depth : {1, 3, 31, 32, 33, 64, 728, 1024, 2048, 20000})
+      for (int64_t out_channels : {1, 31, 32, 33, 64, 728, 2048})
+        for (int64_t bytes : {4, 8}) {
+          for (int threads : {1, 2, 3, 16, 64})
+            for (int64_t l2 : {256 << 10, 1 << 20, 2 << 20}) {
+              ++cases;
+              const ForwardPlan plan = plan_forward(pixels, depth, out_channels, bytes, tile, threads, {l2});
+              require(plan.pixel_tile * plan.pixel_tiles >= pixels &&
+                          plan.pixel_tile * (plan.pixel_tiles - 1) < pixels,
+                      "forward tiles do not cover the pixels", pixels, depth, threads);
+              require(plan.panel_splits >= 1 && plan.panel_splits <= plan.panels,
+                      "a split without weight panels", pixels, out_channels, threads);
+              const bool smallest = plan.pixel_tile <= 2 * tile.rows;
+              require(smallest || plan.pixel_tile * depth * bytes <= l2 / 4,
+                      "the depthwise panel is too large", pixels, depth, l2);
+            }
+          const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out_channels, bytes, tile);
+          require(weights.depth_block % tile.columns == 0, "a depth block cuts a weight panel", pixels, depth,
+                  out_channels);
+          require(weights.depth_block * weights.depth_blocks >= depth &&
+                      weights.depth_block * (weights.depth_blocks - 1) < depth,
+                  "depth blocks do not cover the depth", pixels, depth, out_channels);
+          require(weights.pixel_splits >= 1 && weights.pixel_splits <= std::max<int64_t>(1, pixels),
+                  "a split without pixels", pixels, depth, out_channels);
+        }
+  for (int64_t batch : {1, 2, 7, 64})
+    for (int64_t size : {1, 2, 7, 19, 147, 1000})
+      for (int64_t depth : {1, 32, 33, 728, 2048}) {
+        ++cases;
+        const InputGradientPlan plan = plan_input_gradient(batch, size, size, depth, tile);
+        require(plan.image_groups >= 1 && plan.image_groups <= batch, "a group without images", batch, size,
+                depth);
+        require(plan.channel_block % tile.columns == 0, "a channel block cuts a weight panel", batch, size,
+                depth);
+        require(plan.channel_block * plan.channel_blocks >= depth &&
+                    plan.channel_block * (plan.channel_blocks - 1) < depth,
+                "channel blocks do not cover the depth", batch, size, depth);
+        require(plan.tile_rows >= 1, "a tile without rows", batch, size, depth);
+      }
+  std::printf("%ld plans cover their work and keep to their memory\n", static_cast<long>(cases));
+  return 0;
+}
