@@ -2,7 +2,7 @@
 
 The metadata is in pyproject.toml. Environment variables read here:
 
-SEPCONV_CUDA=0|1       leave the CUDA sources out, or fail when they cannot be built; unset: build them if possible
+SEPCONV_CUDA=0|1       leave the CUDA sources out, or fail when they cannot be built (unset: try)
 SEPCONV_WERROR=1       make compiler warnings errors
 TORCH_CUDA_ARCH_LIST   GPU architectures, as torch.utils.cpp_extension documents it
 MAX_JOBS               compilers that run at once, likewise
@@ -47,7 +47,7 @@ def core_sources() -> list[str]:
 
 
 def find_cuda_home() -> str | None:
-    """The toolkit's own folder as nvcc knows it: the `nvcc` on the PATH may be a wrapper that lies elsewhere."""
+    """The toolkit's own folder as nvcc knows it: the `nvcc` on the PATH may be a wrapper."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = f"{home}/bin/nvcc" if home else shutil.which("nvcc")
     if home or nvcc is None:
@@ -88,6 +88,8 @@ if CUDA_HOME:
 import torch  # noqa: E402
 from torch.utils import cpp_extension  # noqa: E402
 
+if os.environ.get("SEPCONV_CUDA", "0") not in ("0", "1"):
+    sys.exit(f"sepconv: SEPCONV_CUDA must be 0 or 1, got {os.environ['SEPCONV_CUDA']!r}")
 NO_CUDA = why_no_cuda(CUDA_HOME, torch.version.cuda)
 if NO_CUDA and os.environ.get("SEPCONV_CUDA") == "1":
     sys.exit(f"sepconv: SEPCONV_CUDA=1, but CUDA cannot be built: {NO_CUDA}")
@@ -100,7 +102,10 @@ def extension():
         "sepconv._C",
         [f"csrc/{source}" for source in sources],
         depends=[str(header.relative_to(ROOT)) for header in sorted(CSRC.rglob("*.h"))],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), *([] if NO_CUDA else [("USE_CUDA", None)])],
+        define_macros=[
+            ("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION),
+            *([] if NO_CUDA else [("USE_CUDA", None)]),
+        ],
         py_limited_api=True,
     )
     # Warnings are for this project's code: torch's headers come in as system headers.
@@ -120,7 +125,7 @@ def extension():
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Keeps the objects of every kind of build in one folder, so that ninja compiles only what has changed."""
+    """Keeps the objects of every kind of build in one folder: ninja compiles only what changed."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -128,7 +133,7 @@ class BuildExtension(cpp_extension.BuildExtension):
 
     def build_extensions(self) -> None:
         Path(self.build_temp).mkdir(parents=True, exist_ok=True)
-        print(f"sepconv: CUDA is left out: {NO_CUDA}" if NO_CUDA else f"sepconv: building with CUDA from {CUDA_HOME}")
+        print(f"sepconv: CUDA is left out: {NO_CUDA}" if NO_CUDA else f"sepconv: CUDA from {CUDA_HOME}")
         super().build_extensions()
 
 

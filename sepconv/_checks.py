@@ -17,12 +17,17 @@ _LARGEST = 2**31 - 1  # far above any real window, and low enough that sums with
 
 
 def _listed(values: Size) -> str:
-    return f"({', '.join(map(str, values))})"
+    return str(tuple(values))
 
 
 def pair(value: int | Size) -> Size:
     """(v, v) for an int, as convolutions in torch read one; anything else as it is."""
     return (value, value) if isinstance(value, (int, torch.SymInt)) else value
+
+
+def _autocasts(input: Tensor) -> bool:
+    device = input.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class Checks:
@@ -54,14 +59,6 @@ class Checks:
                 f"{name} must have at least one channel, row and column, got shape {_listed(tensor.shape)}",
             )
 
-    def output_channels(self, name: str, weight: Tensor) -> int:
-        channels = weight.shape[0]
-        self.require(
-            channels > 0,
-            f"{name} must have at least one output channel, got shape {_listed(weight.shape)}",
-        )
-        return channels
-
     def shape(self, name: str, tensor: Tensor, expected: Size) -> None:
         message = f"{name} must have shape {_listed(expected)}, got {_listed(tensor.shape)}"
         self.require(tensor.dim() == len(expected), message)
@@ -77,7 +74,7 @@ class Checks:
     def like_input(self, name: str, tensor: Tensor | None, input: Tensor) -> None:
         if tensor is None:
             return
-        if not torch.is_autocast_enabled(input.device.type):  # autocast gives all of them one dtype
+        if not _autocasts(input):  # autocast gives all of them one dtype
             self.require(
                 tensor.dtype == input.dtype,
                 f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}",
@@ -156,7 +153,12 @@ def separable_conv2d(
     )
     check.vector("depthwise_bias", depthwise_bias, middle)
     check.dimensions("pointwise_weight", pointwise_weight, "(C_out, C_in * multiplier, 1, 1)")
-    out_channels = check.output_channels("pointwise_weight", pointwise_weight)
+    out_channels = pointwise_weight.shape[0]
+    check.require(
+        out_channels > 0,
+        "pointwise_weight must have at least one output channel, "
+        f"got shape {_listed(pointwise_weight.shape)}",
+    )
     check.shape("pointwise_weight", pointwise_weight, (out_channels, middle, 1, 1))
     check.vector("pointwise_bias", pointwise_bias, out_channels)
     size = check.output_size(input, kernel, stride, padding, dilation)
@@ -170,6 +172,22 @@ def row_average(op: str, input: Tensor, stride: int) -> tuple[int, int, int, int
     check.at_least("stride", stride, 1)
     batch, channels, height, width = input.shape
     return batch, channels, (height - 1) // stride + 1, width
+
+
+def row_average_backward(op: str, grad_output: Tensor, height: int, stride: int) -> tuple[int, int, int, int]:
+    """Check the arguments of a row average's backward and return the gradient's shape."""
+    check = Checks(op)
+    check.image("grad_output", grad_output)
+    check.at_least("stride", stride, 1)
+    check.at_least("height", height, 1)
+    rows = (height - 1) // stride + 1
+    batch, channels, given, width = grad_output.shape
+    check.require(
+        given == rows,
+        f"grad_output must have {rows} rows for height {height} and stride {stride}, "
+        f"got shape {_listed(grad_output.shape)}",
+    )
+    return batch, channels, height, width
 
 
 def row_average_conv2d(
@@ -189,9 +207,11 @@ def row_average_conv2d(
     check.like_input("weight", weight, input)
     check.like_input("bias", bias, input)
     check.dimensions("weight", weight, "(C_out, C_in, kh, kw)")
-    out_channels = check.output_channels("weight", weight)
-    _, _, *kernel = weight.shape
-    check.shape("weight", weight, (out_channels, channels, *kernel))
+    out_channels, in_channels, *kernel = weight.shape
+    check.require(
+        out_channels > 0 and in_channels == channels,
+        f"weight must have shape (C_out, C_in, kh, kw) with C_in = {channels}, got {_listed(weight.shape)}",
+    )
     check.vector("bias", bias, out_channels)
     check.at_least("row_stride", row_stride, 1)
     rows = (input.shape[2] - 1) // row_stride + 1

@@ -73,9 +73,9 @@ def _empty(
 
 
 def _fake_output(op: str, input: Tensor, size: Sequence[int]) -> Tensor:
-    check = _checks.Checks(op)
-    names = ", ".join(sorted(str(dtype) for dtype in DTYPES))
-    check.require(input.dtype in DTYPES, f"input must have one of the dtypes {names}, got {input.dtype}")
+    _checks.Checks(op).require(
+        input.dtype in DTYPES, f"input must be float32, float64, bfloat16 or float16, got {input.dtype}"
+    )
     return _empty(size, input.dtype, input.device, suggest_memory_format(input))
 
 
@@ -153,16 +153,8 @@ def _(input, stride=1):
 
 @torch.library.register_fake("sepconv::row_average_backward")
 def _(grad_output, height, stride):
-    batch, channels, rows, width = _checks.row_average("row_average_backward", grad_output, 1)
-    check = _checks.Checks("row_average_backward")
-    check.at_least("stride", stride, 1)
-    check.at_least("height", height, 1)
-    expected = (height - 1) // stride + 1
-    check.require(
-        rows == expected,
-        f"grad_output must have {expected} rows for height {height} and stride {stride}, got {rows}",
-    )
-    return _fake_output("row_average_backward", grad_output, (batch, channels, height, width))
+    op = "row_average_backward"
+    return _fake_output(op, grad_output, _checks.row_average_backward(op, grad_output, height, stride))
 
 
 @torch.library.register_fake("sepconv::row_average_conv2d")

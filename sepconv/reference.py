@@ -5,6 +5,7 @@ Inputs are (N, C, H, W) or (C, H, W), of any device and dtype that torch's own c
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,8 @@ def separable_conv2d(
 
 def row_average(input: Tensor, stride: int = 1) -> Tensor:
     """The mean of the row above, the row itself and the row below, of those that exist."""
+    if input.is_complex():  # torch's pooling takes no complex numbers
+        return torch.complex(row_average(input.real, stride), row_average(input.imag, stride))
     return F.avg_pool2d(input, (3, 1), (stride, 1), (1, 0), count_include_pad=False)
 
 
