@@ -1,0 +1,48 @@
+"""What all tests share: the compiled library, without which nothing here would be tested, and its ISAs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sepconv import _loader
+
+# Every instruction set that sepconv has kernels for; a machine runs some of them.
+ALL_CAPABILITIES = ("scalar", "avx2", "avx512", "neon")
+
+
+def _available() -> list[str]:
+    return torch.ops.sepconv.available_cpu_capabilities().split(",")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    library = _loader.load()
+    if not library.loaded:
+        pytest.exit(f"sepconv's compiled library is missing: {library.reason}", returncode=1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "capability" in metafunc.fixturenames:
+        metafunc.parametrize("capability", _available(), indirect=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _loader.load().loaded:
+        return
+    available = _available()
+    absent = [name for name in ALL_CAPABILITIES if name not in available]
+    terminalreporter.write_line(
+        f"sepconv from {_loader.PACKAGE}; CPU capabilities tested: {', '.join(available)}; "
+        f"absent on this machine, hence not tested: {', '.join(absent) or 'none'}"
+    )
+
+
+@pytest.fixture
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once for each instruction set of this machine."""
+    before = torch.ops.sepconv.cpu_capability()
+    torch.ops.sepconv.set_cpu_capability(request.param)
+    yield request.param
+    torch.ops.sepconv.set_cpu_capability(before)
