@@ -208,16 +208,15 @@ def commit() -> str:
 
 
 def record(benchmark: str, args: argparse.Namespace, **content: Any) -> dict[str, Any]:
-    """The whole of a run, as it is written to JSON."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("json", "save")}
+    """The whole of a run, as it is written to JSON; paths of this machine stay out of it."""
+    settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path | None)}
     return {
         "schema": SCHEMA,
         "benchmark": benchmark,
-        "command": " ".join(["python", *sys.argv]),
+        "settings": settings,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": commit(),
         "machine": machine(args.threads),
-        "settings": settings,
         **content,
     }
 

@@ -146,7 +146,7 @@ def phases(run: dict[str, Any]) -> Figure:
 
 
 def demo(run: dict[str, Any]) -> Figure:
-    """Layers on the left; time, memory, loss and accuracy of the training on the right."""
+    """Layers on the left; time, memory, loss and accuracy of the training on the right; one legend."""
     figure = plt.figure(figsize=(13, 7))
     grid = figure.add_gridspec(2, 4, width_ratios=[1, 1, 0.9, 0.9])
     draw_layers(figure.add_subplot(grid[:, :2]), run)
@@ -159,7 +159,6 @@ def demo(run: dict[str, Any]) -> Figure:
     for index, (column, title, scale) in enumerate(panels):
         axes = figure.add_subplot(grid[index // 2, 2 + index % 2])
         draw_epochs(axes, run, column, title, scale)
-    figure.axes[1].legend(frameon=False, fontsize="small", loc="lower right")
     _caption(figure, run)
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     return figure

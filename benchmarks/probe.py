@@ -139,7 +139,5 @@ def copy_bandwidth(threads: int, rounds: int = 5) -> float:
 if __name__ == "__main__":
     for thread_count in sorted({1, os.cpu_count() or 1}):
         peak = fma_peak(thread_count)
-        print(
-            f"{thread_count} threads: {peak.gflops:.0f} GFLOP/s, sustained {peak.sustained:.0f} ({peak.method})"
-        )
-        print(f"{thread_count} threads: copy {copy_bandwidth(thread_count):.1f} GB/s")
+        rates = f"{peak.gflops:.0f} GFLOP/s, sustained {peak.sustained:.0f} ({peak.method})"
+        print(f"{thread_count} threads: {rates}, copy {copy_bandwidth(thread_count):.1f} GB/s")

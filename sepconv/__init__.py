@@ -6,6 +6,9 @@
 torch.Size([1, 128, 19, 19])
 """
 
+import importlib
+from types import ModuleType
+
 from sepconv import functional
 from sepconv.build_info import info
 from sepconv.functional import row_average, row_average_conv2d, separable_conv2d
@@ -23,3 +26,9 @@ __all__ = [
     "row_average_conv2d",
     "separable_conv2d",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "models":  # imported when first asked for: layers alone need no networks
+        return importlib.import_module("sepconv.models")
+    raise AttributeError(f"module 'sepconv' has no attribute {name!r}")

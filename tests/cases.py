@@ -114,7 +114,11 @@ def row_average_conv2d(data: Callable[..., Tensor] = integers, **factors: Any) -
     return _build(ROW_AVERAGE_CONV2D, data, case, shapes, names, ROW_AVERAGE_UNIT)
 
 
-BUILD = {"separable_conv2d": separable_conv2d, "row_average": row_average, "row_average_conv2d": row_average_conv2d}
+BUILD = {
+    "separable_conv2d": separable_conv2d,
+    "row_average": row_average,
+    "row_average_conv2d": row_average_conv2d,
+}
 
 
 def _input_size(case: dict[str, Any]) -> list[int]:
@@ -122,9 +126,18 @@ def _input_size(case: dict[str, Any]) -> list[int]:
 
     Because of the latter the output of a much padded case can be larger.
     """
-    axes = zip(*(case[name] for name in ("output_size", "kernel", "stride", "padding", "dilation")), strict=True)
+    axes = zip(
+        *(case[name] for name in ("output_size", "kernel", "stride", "padding", "dilation")), strict=True
+    )
     return [
-        max(1, (out - 1) * stride + dilation * (kernel - 1) + 1 - 2 * padding + min(case["unused_pixels"], stride - 1))
+        max(
+            1,
+            (out - 1) * stride
+            + dilation * (kernel - 1)
+            + 1
+            - 2 * padding
+            + min(case["unused_pixels"], stride - 1),
+        )
         for out, kernel, stride, padding, dilation in axes
     ]
 

@@ -67,6 +67,16 @@ def assert_exact(actual: Tensor, exact: Tensor, dtype: torch.dtype, name: str = 
         raise AssertionError(f"{name}: {_describe(wrong, actual, expected)}")
 
 
+def assert_near(
+    actual: Tensor, exact: Tensor, magnitude: Tensor, dtype: torch.dtype, name: str = "result"
+) -> None:
+    """`actual` is within the bound on sums, whatever stock does: for small integers times a rounded 1/3."""
+    assert_same_form(actual, exact, dtype, name)
+    wrong = ~((actual.double() - exact).abs() <= sum_bound(exact, magnitude, dtype))
+    if wrong.any():
+        raise AssertionError(f"{name}: {_describe(wrong, actual, exact)}")
+
+
 def assert_same_bits(actual: Tensor, expected: Tensor, name: str = "result") -> None:
     """The two are equal bit by bit, NaN payloads and the sign of zero included."""
     assert_same_form(actual, expected, expected.dtype, name)
@@ -150,7 +160,9 @@ def _check_cosine(values: _Values) -> None:
     size = _rms(values.exact)
     if size == 0:
         return
-    deviation, stock = (1 - _cosine(_finite(result), values.exact) for result in (values.actual, values.stock))
+    deviation, stock = (
+        1 - _cosine(_finite(result), values.exact) for result in (values.actual, values.stock)
+    )
     limit = max(STOCK_FACTOR * stock, (values.rms_floor / size) ** 2 + 1e-14)
     assert deviation <= limit, f"{values.name}: 1 - cosine is {deviation:.3e}, above {limit:.3e}"
 

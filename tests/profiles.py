@@ -16,7 +16,9 @@ NAME = os.environ.get("SEPCONV_TEST_PROFILE", "dev")
 # The `capability` fixture stays as it is for all examples of a test, as it should.
 _SUPPRESSED = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("dev", max_examples=50, deadline=None, suppress_health_check=_SUPPRESSED)
-settings.register_profile("ci", settings.get_profile("dev"), max_examples=150, derandomize=True, print_blob=True)
+settings.register_profile(
+    "ci", settings.get_profile("dev"), max_examples=150, derandomize=True, print_blob=True
+)
 settings.register_profile("nightly", settings.get_profile("dev"), max_examples=5000, print_blob=True)
 settings.load_profile(NAME)
 

@@ -35,7 +35,9 @@ def normals(*shape: int, dtype: torch.dtype = torch.float32, unit: int = 1, seed
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _inside(values: Tensor, order: Sequence[int], before: Sequence[int], after: Sequence[int], step: Sequence[int]):
+def _inside(
+    values: Tensor, order: Sequence[int], before: Sequence[int], after: Sequence[int], step: Sequence[int]
+):
     """`values` stored with its axes in `order`, within margins and with steps between elements (by stored axis)."""
     stored = values.permute(*order)
     shape = [b + n * s + a for n, b, a, s in zip(stored.shape, before, after, step, strict=True)]
@@ -82,7 +84,9 @@ LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "expanded_batch": lambda x: x[:1].clone().expand(x.shape) if len(x) else x,
     "expanded_channels": lambda x: x[:, :1].clone().expand(x.shape),
     "expanded_rows": lambda x: x[:, :, :1].clone().expand(x.shape),
-    "expanded_columns_last": lambda x: x[..., :1].contiguous(memory_format=torch.channels_last).expand(x.shape),
+    "expanded_columns_last": lambda x: (
+        x[..., :1].contiguous(memory_format=torch.channels_last).expand(x.shape)
+    ),
     "expanded_everywhere": lambda x: x[:1, :1, :1, :1].clone().expand(x.shape) if len(x) else x,
     "overlapping": _overlapping,
 }
@@ -127,7 +131,11 @@ def pairwise(factors: Mapping[str, Sequence[Any]], seed: int = 0) -> list[dict[s
         generator.shuffle(others)
         for axis in others:
             scores = [
-                (sum(tuple(sorted(((axis, value), pick))) in missing for pick in chosen.items()), generator.random(), value)
+                (
+                    sum(tuple(sorted(((axis, value), pick))) in missing for pick in chosen.items()),
+                    generator.random(),
+                    value,
+                )
                 for value in range(len(factors[names[axis]]))
             ]
             chosen[axis] = max(scores)[2]

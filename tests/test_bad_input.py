@@ -1,4 +1,4 @@
-"""Bad input: each function names the argument, what it got and what it wanted, wherever the call is served."""
+"""Bad input: each function names the argument, what it got and what it wanted, whatever serves the call."""
 
 from __future__ import annotations
 

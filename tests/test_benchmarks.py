@@ -58,7 +58,8 @@ def record_of(script: str, path: Path, *arguments: str | Path) -> dict:
     assert run["benchmark"] == script.removesuffix(".py")
     assert run["machine"].keys() >= {"cpu", "cores", "threads", "isa", "malloc", "python", "torch", "sepconv"}
     assert run["machine"]["isa"] != "reference", "measured without sepconv's kernels"
-    assert run["date"] and run["commit"] and run["command"]
+    assert run["date"] and run["commit"]
+    assert run["settings"]["rounds"] == 1
     return run
 
 

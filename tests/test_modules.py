@@ -312,7 +312,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "how"), product(LAYERS, COPIES))
+@pytest.mark.parametrize(("name", "how"), list(product(LAYERS, COPIES)))
 def test_a_copy_works_alike(name, how):
     layer, x = LAYERS[name](), _images()
     copied = COPIES[how](layer)

@@ -35,7 +35,9 @@ def test_any_number_of_channels_works(channels, capability):
             check(ROW_AVERAGE_CONV2D, *build(**counts, layout=layout, grad_layout=layout), exact=True)
 
 
-@pytest.mark.parametrize("pixels", [n + d for n in (6, 12, 14, 28, 48, 96, 112, 192, 256) for d in (-1, 0, 1)])
+@pytest.mark.parametrize(
+    "pixels", [n + d for n in (6, 12, 14, 28, 48, 96, 112, 192, 256) for d in (-1, 0, 1)]
+)
 def test_any_number_of_pixels_works(pixels, capability):
     for batch, size in ((1, (1, pixels)), (1, (pixels, 1)), (pixels, (1, 1))):
         check(ROW_AVERAGE_CONV2D, *build(batch=batch, out_channels=35, output_size=size), exact=True)
@@ -44,7 +46,14 @@ def test_any_number_of_pixels_works(pixels, capability):
 @pytest.mark.parametrize(
     "factors",
     [
-        {"in_channels": 3, "out_channels": 32, "stride": (2, 2), "padding": (0, 0), "output_size": (74, 74), "batch": 1},
+        {
+            "in_channels": 3,
+            "out_channels": 32,
+            "stride": (2, 2),
+            "padding": (0, 0),
+            "output_size": (74, 74),
+            "batch": 1,
+        },
         {"in_channels": 3, "out_channels": 32, "output_size": (16, 16), "row_stride": 2, "batch": 8},
         {"in_channels": 1, "out_channels": 64, "kernel": (7, 7), "padding": (3, 3), "output_size": (28, 28)},
         {"in_channels": 128, "out_channels": 160, "output_size": (5, 5)},
@@ -94,7 +103,10 @@ def test_weights_may_have_any_strides(layout, capability):
     tensors, config, grad_output = build()
     weight = tensors["weight"]
     channels_last = weight.contiguous(memory_format=torch.channels_last)
-    changed = {**tensors, "weight": channels_last if layout == "channels_last" else weight[:1].expand(weight.shape)}
+    changed = {
+        **tensors,
+        "weight": channels_last if layout == "channels_last" else weight[:1].expand(weight.shape),
+    }
     check(ROW_AVERAGE_CONV2D, changed, config, grad_output, exact=True)
 
 

@@ -56,18 +56,33 @@ def test_any_number_of_output_channels_works(channels, dtype, capability):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("pixels", PIXELS)
 def test_any_number_of_pixels_works(pixels, layout, capability):
-    shapes = {"row": (1, (1, pixels)), "column": (1, (pixels, 1)), "batch": (pixels, (1, 1)), "rows": (2, (3, pixels))}
+    shapes = {
+        "row": (1, (1, pixels)),
+        "column": (1, (pixels, 1)),
+        "batch": (pixels, (1, 1)),
+        "rows": (2, (3, pixels)),
+    }
     for batch, size in shapes.values():
-        case = build(batch=batch, in_channels=17, out_channels=35, output_size=size, layout=layout, grad_layout=layout)
+        case = build(
+            batch=batch, in_channels=17, out_channels=35, output_size=size, layout=layout, grad_layout=layout
+        )
         check(SEPARABLE_CONV2D, *case, exact=True)
 
 
 @pytest.mark.parametrize("kernel", list(itertools.product((1, 2, 3, 5, 7), repeat=2)), ids=str)
 def test_any_kernel_size_works(kernel, capability):
-    for stride, dilation, layout in itertools.product(((1, 1), (2, 2)), ((1, 1), (2, 3)), ("contiguous", "channels_last")):
+    for stride, dilation, layout in itertools.product(
+        ((1, 1), (2, 2)), ((1, 1), (2, 3)), ("contiguous", "channels_last")
+    ):
         same = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
         case = build(
-            in_channels=19, kernel=kernel, stride=stride, dilation=dilation, padding=same, output_size=(6, 7), layout=layout
+            in_channels=19,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=same,
+            output_size=(6, 7),
+            layout=layout,
         )
         check(SEPARABLE_CONV2D, *case, exact=True)
 
@@ -81,11 +96,23 @@ def test_any_kernel_size_works(kernel, capability):
         {"in_channels": 3, "out_channels": 32, "output_size": (3, 1100), "batch": 1},
         {"in_channels": 4, "out_channels": 20, "output_size": (300, 40), "batch": 1},
         {"in_channels": 2, "out_channels": 3, "output_size": (1, 1), "batch": 1000},
-        {"in_channels": 6, "out_channels": 7, "kernel": (31, 31), "padding": (15, 15), "output_size": (20, 33)},
+        {
+            "in_channels": 6,
+            "out_channels": 7,
+            "kernel": (31, 31),
+            "padding": (15, 15),
+            "output_size": (20, 33),
+        },
         {"in_channels": 3, "out_channels": 4, "output_size": (112, 112), "batch": 16},
         {"in_channels": 40, "out_channels": 24, "depth_multiplier": 8, "output_size": (9, 9)},
         {"in_channels": 33, "out_channels": 17, "stride": (7, 9), "padding": (0, 0), "output_size": (5, 4)},
-        {"in_channels": 33, "out_channels": 17, "dilation": (17, 12), "padding": (17, 12), "output_size": (21, 14)},
+        {
+            "in_channels": 33,
+            "out_channels": 17,
+            "dilation": (17, 12),
+            "padding": (17, 12),
+            "output_size": (21, 14),
+        },
     ],
     ids=identify,
 )
@@ -98,7 +125,9 @@ def test_large_layers_are_as_accurate_as_stock(factors, layout, capability):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_view_works_as_input_and_as_grad_output(layout, dtype, capability):
     for channels in (4, 37):
-        factors = dict(dtype=dtype, in_channels=channels, out_channels=channels + 1, output_size=(6, 18), stride=(1, 2))
+        factors = dict(
+            dtype=dtype, in_channels=channels, out_channels=channels + 1, output_size=(6, 18), stride=(1, 2)
+        )
         check(SEPARABLE_CONV2D, *build(**factors, layout=layout), exact=True)
         check(SEPARABLE_CONV2D, *build(**factors, layout="channels_last", grad_layout=layout), exact=True)
         check(SEPARABLE_CONV2D, *build(**factors, grad_layout=layout), exact=True)
@@ -137,7 +166,9 @@ def test_an_empty_batch_gives_an_empty_output_and_zero_weight_gradients(layout, 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_each_gradient_is_the_same_whichever_others_are_asked_for(layout, capability):
-    tensors, config, grad_output = build(normals, in_channels=18, out_channels=21, layout=layout, grad_layout=layout)
+    tensors, config, grad_output = build(
+        normals, in_channels=18, out_channels=21, layout=layout, grad_layout=layout
+    )
     every = SEPARABLE_CONV2D.backward(grad_output, tensors, config, [True] * 5)
     for mask in itertools.product([False, True], repeat=5):
         some = SEPARABLE_CONV2D.backward(grad_output, tensors, config, mask)
@@ -150,7 +181,10 @@ def test_each_gradient_is_the_same_whichever_others_are_asked_for(layout, capabi
 
 def test_gradients_without_biases_are_the_same_as_with_zero_biases(capability):
     tensors, config, grad_output = build(normals, in_channels=18)
-    zero = {**tensors, **{name: torch.zeros_like(tensors[name]) for name in ("depthwise_bias", "pointwise_bias")}}
+    zero = {
+        **tensors,
+        **{name: torch.zeros_like(tensors[name]) for name in ("depthwise_bias", "pointwise_bias")},
+    }
     none = {**tensors, "depthwise_bias": None, "pointwise_bias": None}
     with_zero = SEPARABLE_CONV2D.gradients(grad_output, zero, config)
     without = SEPARABLE_CONV2D.gradients(grad_output, none, config)
@@ -178,9 +212,14 @@ def test_half_results_are_rounded_once_to_nearest_even(dtype, capability):
     for unit in (3, 5, 6):
         tensors, config, grad_output = build(
             lambda *shape, unit=unit, **options: integers(*shape, unit=unit, **options).abs(),
-            dtype=dtype, in_channels=channels, out_channels=33, output_size=(5, 6),
+            dtype=dtype,
+            in_channels=channels,
+            out_channels=33,
+            output_size=(5, 6),
         )
-        exact = SEPARABLE_CONV2D.reference(**{name: tensor.double() for name, tensor in tensors.items()}, **config)
+        exact = SEPARABLE_CONV2D.reference(
+            **{name: tensor.double() for name, tensor in tensors.items()}, **config
+        )
         assert (exact != exact.to(dtype).double()).float().mean() > 0.3, "the case must round"
         check(SEPARABLE_CONV2D, tensors, config, grad_output, exact=True)
 
