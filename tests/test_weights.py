@@ -117,7 +117,7 @@ BROKEN = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("<html>404</html>"),
     "truncated": truncated,
-    "unsafe": lambda path: path.write_bytes(pickle.dumps({"a": RunsCode()})),
+    "unsafe": lambda path: path.write_bytes(pickle.dumps({"a": RunsCode()}, protocol=2)),
     "not tensors": lambda path: torch.save({"a": 1}, path),
     "no dict": lambda path: torch.save(torch.zeros(3), path),
 }

@@ -2,27 +2,6 @@
 // same sum with the axis read backward is the input gradient; its transpose in the weights is the weight
 // gradient.
 
-// Full and partial vectors of channels, so that one body serves both.
-template <class T>
-struct FullVector {
-  Vec<T> read(const T* p) const { return load(p); }
-  void write(T* p, Vec<T> v) const { store(p, v); }
-};
-template <class T>
-struct PartialVector {
-  int lanes;
-  Vec<T> read(const T* p) const { return load(p, lanes); }
-  void write(T* p, Vec<T> v) const { store(p, v, lanes); }
-};
-
-// Calls body(vector policy, first channel) over `channels` channels.
-template <class T, class Body>
-inline void for_each_vector(int64_t channels, Body&& body) {
-  int64_t c = 0;
-  for (; c + Vec<T>::kLanes <= channels; c += Vec<T>::kLanes) body(FullVector<T>{}, c);
-  if (c < channels) body(PartialVector<T>{static_cast<int>(channels - c)}, c);
-}
-
 // One kernel row: where its source row and its first weight lie. Tap t adds source_offset[t] and
 // weight_offset[t].
 template <class T>

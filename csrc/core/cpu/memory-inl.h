@@ -1,5 +1,38 @@
 // Moving values between storage (any dtype, layout and strides) and the compute type in channels-last order.
 
+// Full and partial vectors of values, so that one body serves both.
+template <class T>
+struct FullVector {
+  template <class S>
+  Vec<T> read(const S* p) const {
+    return load(p);
+  }
+  template <class S>
+  void write(S* p, Vec<T> v) const {
+    store(p, v);
+  }
+};
+template <class T>
+struct PartialVector {
+  int lanes;
+  template <class S>
+  Vec<T> read(const S* p) const {
+    return load(p, lanes);
+  }
+  template <class S>
+  void write(S* p, Vec<T> v) const {
+    store(p, v, lanes);
+  }
+};
+
+// Calls body(vector policy, first index) over `count` values.
+template <class T, class Body>
+inline void for_each_vector(int64_t count, Body&& body) {
+  int64_t c = 0;
+  for (; c + Vec<T>::kLanes <= count; c += Vec<T>::kLanes) body(FullVector<T>{}, c);
+  if (c < count) body(PartialVector<T>{static_cast<int>(count - c)}, c);
+}
+
 // dst[i] = src[i]; one side is the compute type of the other.
 template <class S, class D>
 inline void convert(const S* src, D* dst, int64_t n) {

@@ -1,56 +1,53 @@
 // The 3-row average as an op of its own, forward and backward: every output row is a weighted sum of at most
 // three rows.
 
-struct WeightedRows {
+struct DividedRows {
   int64_t count = 0;
   int64_t row[3];
-  double weight[3];
+  int64_t divisor[3];  // what each row is divided by
 };
 
-inline WeightedRows forward_rows(int64_t r, int64_t row_stride, int64_t height) {
-  WeightedRows rows;
+inline DividedRows forward_rows(int64_t r, int64_t row_stride, int64_t height) {
+  DividedRows rows;
   const RowMean mean = averaged_rows(r, row_stride, height);
   for (; rows.count < mean.count; ++rows.count) {
     rows.row[rows.count] = mean.first + rows.count;
-    rows.weight[rows.count] = mean.weight();
+    rows.divisor[rows.count] = mean.count;
   }
   return rows;
 }
 
 // Row h of the input took part in the averages around it, each divided by the rows that average had.
-inline WeightedRows backward_rows(int64_t h, int64_t row_stride, int64_t height) {
-  WeightedRows rows;
+inline DividedRows backward_rows(int64_t h, int64_t row_stride, int64_t height) {
+  DividedRows rows;
   const int64_t averages = row_average_size(height, row_stride);
   for (int64_t r = h == 0 ? 0 : divide_up(h - 1, row_stride); r < averages && r * row_stride <= h + 1; ++r) {
     rows.row[rows.count] = r;
-    rows.weight[rows.count++] = averaged_rows(r, row_stride, height).weight();
+    rows.divisor[rows.count++] = averaged_rows(r, row_stride, height).count;
   }
   return rows;
 }
 
-// Equal weights multiply the sum once: one rounding, as the definition has it.
-template <class T>
-inline bool equal_weights(const WeightedRows& rows) {
-  return rows.count > 0 && rows.weight[0] == rows.weight[rows.count - 1] &&
-         rows.weight[0] == rows.weight[rows.count / 2];
-}
-
-// dst[i] = sum over rows of weight * src[i], where row r starts at src + r * row_step.
+// dst[i] = sum over rows of src[i] / divisor, where row r starts at src + r * row_step.
 template <class S, class D>
-inline void combine_rows(const S* src, int64_t row_step, const WeightedRows& rows, D* dst, int64_t n) {
+inline void combine_rows(const S* src, int64_t row_step, const DividedRows& rows, D* dst, int64_t n) {
   using T = Compute<S>;
-  const bool equal = equal_weights<T>(rows);
+  const S* from[3] = {src, src, src};
+  Divisor<T> divisors[3] = {Divisor<T>(1), Divisor<T>(1), Divisor<T>(1)};
+  bool equal = true;  // then the sum is divided, once: one rounding, as the definition has it
+  for (int64_t r = 0; r < rows.count; ++r) {
+    from[r] = src + rows.row[r] * row_step;
+    divisors[r] = Divisor<T>(rows.divisor[r]);
+    equal &= rows.divisor[r] == rows.divisor[0];
+  }
   for_each_vector<T>(n, [&](auto vector, int64_t i) {
-    const int lanes = static_cast<int>(std::min<int64_t>(Vec<T>::kLanes, n - i));
-    const bool full = std::is_same_v<decltype(vector), FullVector<T>>;
     Vec<T> sum = zero<T>();
     for (int64_t r = 0; r < rows.count; ++r) {
-      const S* at = src + rows.row[r] * row_step + i;
-      const Vec<T> x = full ? load(at) : load(at, lanes);
-      sum = equal ? (r == 0 ? x : add(sum, x)) : fma(x, broadcast(static_cast<T>(rows.weight[r])), sum);
+      const Vec<T> x = vector.read(from[r] + i);
+      sum = !equal ? divisors[r].divide_add(x, sum) : r == 0 ? x : add(sum, x);
     }
-    if (equal) sum = mul(sum, broadcast(static_cast<T>(rows.weight[0])));
-    full ? store(dst + i, sum) : store(dst + i, sum, lanes);
+    if (equal && rows.count > 0) sum = divisors[0].divide(sum);
+    vector.write(dst + i, sum);
   });
 }
 
@@ -85,7 +82,7 @@ void combine_image_rows(const RowAverageParams& p, const Parallel& parallel, Row
     T* result = task.get<T>(result_slot);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t at = index % y.h, n = index / y.h;
-      WeightedRows rows = rows_of(at);
+      DividedRows rows = rows_of(at);
       for (int64_t r = 0; r < rows.count; ++r) {
         load_pixels<S>(x, (n * x.h + rows.row[r]) * x.w, x.w, 0, x.c, staged + r * row_size, ld);
         rows.row[r] = r;
