@@ -1,6 +1,7 @@
 """What to run: a case is a dict of factors by name, and a build function makes the tensors of it.
 
-Factors are chosen around what kernels divide by: vectors, register tiles, pixel tiles, windows that hang over the edge.
+Factors are chosen around what kernels divide by: vectors, register tiles, pixel tiles, windows that
+hang over the edge.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from operators import ROW_AVERAGE, ROW_AVERAGE_CONV2D, SEPARABLE_CONV2D, Operator, output_shape
-from samples import CHANNELS, DTYPES, INDEPENDENT_LAYOUTS, LAYOUTS, integers
+from samples import CHANNELS, DTYPES, FEW_INDEPENDENT_LAYOUTS, FEW_LAYOUTS, LAYOUTS, integers
 from torch import Tensor, float32
 
 WINDOWS = {
@@ -20,7 +21,7 @@ WINDOWS = {
     "dilation": ((1, 1), (2, 2), (1, 3), (4, 1)),
     "unused_pixels": (0, 1, 2),
 }
-VIEWS = {"layout": tuple(LAYOUTS), "grad_layout": tuple(LAYOUTS)}
+VIEWS = {"layout": FEW_LAYOUTS, "grad_layout": FEW_LAYOUTS}
 SEPARABLE_CONV2D_FACTORS = {
     "dtype": DTYPES,
     "batch": (1, 2, 3),
@@ -50,7 +51,7 @@ ROW_AVERAGE_CONV2D_FACTORS = {
     **WINDOWS,
     **VIEWS,
 }
-INDEPENDENT_VALUES = dict.fromkeys(VIEWS, INDEPENDENT_LAYOUTS)
+INDEPENDENT_VALUES = dict.fromkeys(VIEWS, FEW_INDEPENDENT_LAYOUTS)
 DEFAULTS = {
     "dtype": float32,
     "batch": 2,

@@ -1,16 +1,16 @@
 """Tolerances: how far a result may lie from the float64 reference, and why.
 
-No figure here is a matter of taste. A result may be as wrong as stock PyTorch's result for the same call, twice
-over, or as wrong as a sum in the kernel's compute type can be, whichever is larger:
+No figure here is a matter of taste. A result may be as wrong as stock PyTorch's result for the same call,
+twice over, or as wrong as a sum in the kernel's compute type can be, whichever is larger:
 
     |actual - exact| <= max(2 * max|stock - exact|, 4 * eps * sum|x||w|)
 
-`exact` is the reference in float64 and `sum|x||w|`, the *magnitude*, is the same reference applied to absolute
-values. bfloat16 and float16 results are accumulated in float32 and rounded once, when they are stored: `eps` is
-float32's for them, plus the one rounding.
+`exact` is the reference in float64 and `sum|x||w|`, the *magnitude*, is the same reference applied to
+absolute values. bfloat16 and float16 results are accumulated in float32 and rounded once, when they are
+stored: `eps` is float32's for them, plus the one rounding.
 
-The bound on sums holds for values that are independent of each other. A sum of many equal values rounds the same way at
-each step: compare such data by bits, with integers.
+The bound on sums holds for values that are independent of each other. A sum of many equal values rounds the
+same way at each step: compare such data by bits, with integers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 
 STOCK_FACTOR = 2.0
 SUM_FACTOR = 4.0
-# The root mean square of a sum's rounding errors grows with the square root of its length: it stays far below the
-# bound on a single element, so that a result that is everywhere slightly wrong is caught here.
+# The root mean square of a sum's rounding errors grows with the square root of its length: it stays far below
+# the bound on a single element, so that a result that is everywhere slightly wrong is caught here.
 RMS_FACTOR = 1.0
 # Errors of round-to-nearest have no sign: their mean is within this many standard errors of zero, ...
 BIAS_DEVIATIONS = 6.0
-# ... or, where elements share a rounded intermediate, within this part of the root mean square's limit (a store that
-# truncates costs about 0.3 of it).
+# ... or, where elements share a rounded intermediate, within this part of the root mean square's limit (a
+# store that truncates costs about 0.3 of it).
 BIAS_FACTOR = 0.15
 BIAS_MIN_ELEMENTS = 256
 
@@ -99,8 +99,8 @@ def assert_as_accurate_as_stock(
 ) -> None:
     """`actual` is at most twice as wrong as `stock` (same dtype) or as a rounded sum, in four measures.
 
-    Element by element; in the root mean square; in direction (cosine); and in signed bias, because a kernel that
-    truncates where it should round passes the first three and still shifts a network's activations.
+    Element by element; in the root mean square; in direction (cosine); and in signed bias, because a kernel
+    that truncates where it should round passes the first three and still shifts a network's activations.
     """
     assert_same_form(actual, exact, stock.dtype, name)
     if exact.numel() == 0:
@@ -145,8 +145,9 @@ def _check_elements(values: _Values) -> None:
     if wrong.any():
         worst = int((error - bound).argmax())
         raise AssertionError(
-            f"{values.name}: {int(wrong.sum())} of {error.numel()} elements are wrong; the worst, at flat index "
-            f"{worst}: got {values.actual[worst]:.9g}, exact {values.exact[worst]:.9g}, error {error[worst]:.3e} above "
+            f"{values.name}: {int(wrong.sum())} of {error.numel()} elements are wrong; the worst, at flat "
+            f"index {worst}: got {values.actual[worst]:.9g}, exact {values.exact[worst]:.9g}, error "
+            f"{error[worst]:.3e} above "
             f"{bound[worst]:.3e} (stock's largest {stock:.3e})"
         )
 

@@ -1,17 +1,19 @@
-"""The three operators as the tests see them: the real kernel, its backward, and the reference they must agree with."""
+"""The three operators as tests see them: the real kernel, its backward, and the reference of both."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from numerics import assert_as_accurate_as_stock, assert_exact, assert_near
-from sepconv import reference
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
+
+from sepconv import reference
 
 Tensors = Mapping[str, "Tensor | None"]
 Config = Mapping[str, Any]
@@ -110,22 +112,23 @@ ROW_AVERAGE_CONV2D = Operator(
 OPERATORS = (SEPARABLE_CONV2D, ROW_AVERAGE, ROW_AVERAGE_CONV2D)
 
 
-@contextlib.contextmanager
-def _stock(tensors: Tensors, config: Config) -> Iterator[None]:
+def _stock(tensors: Tensors, config: Config) -> contextlib.AbstractContextManager[None]:
     """Stock's convolutions crash in oneDNN (torch 2.14) where a window can lie in the padding: not there."""
-    kernel = next(
-        (tensor.shape[2:] for name, tensor in tensors.items() if "weight" in name and tensor is not None),
-        None,
-    )
-    before = torch.backends.mkldnn.enabled
-    if kernel is not None:
-        reach = [dilation * (size - 1) for dilation, size in zip(config["dilation"], kernel, strict=True)]
-        safe = all(padding <= r for padding, r in zip(config["padding"], reach, strict=True))
-        torch.backends.mkldnn.enabled = before and safe
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
+    weights = [tensor for name, tensor in tensors.items() if "weight" in name and tensor is not None]
+    if not weights:
+        return contextlib.nullcontext()
+    reach = [d * (size - 1) for d, size in zip(config["dilation"], weights[0].shape[2:], strict=True)]
+    if all(padding <= r for padding, r in zip(config["padding"], reach, strict=True)):
+        return contextlib.nullcontext()
+    return _without_onednn()
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the flags' own deprecations
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def output_shape(operator: Operator, tensors: Tensors, config: Config) -> torch.Size:
@@ -142,8 +145,11 @@ def assert_dense_like(result: Tensor, input: Tensor, name: str) -> None:
 
 
 def check_forward(operator: Operator, tensors: Tensors, config: Config, exact: bool = False) -> None:
-    """The kernel's output agrees with the reference: for data whose sums are exact to the bit (operators that average:
-    within their rounding), else as accurately as stock."""
+    """The kernel's output agrees with the reference, as accurately as stock does.
+
+    `exact` says that sums of the data are exact: then it agrees to the bit, or, for operators that average,
+    within their rounding.
+    """
     actual = operator.forward(tensors, config)
     _compare(
         operator,
@@ -194,11 +200,11 @@ def _compare(
     stock_context: contextlib.AbstractContextManager[None],
     exact: bool,
 ) -> None:
-    """Compare named results with those of `reference`, a function of how to convert the tensors it is given."""
+    """Compare named results with those of `reference`, a function of how to convert tensors."""
     dtype = next(result.dtype for result in actual.values() if result is not None)
     expected = reference(_exact)
     if not (exact and operator.exact):
-        # Every operator is a polynomial with positive coefficients: absolute values in, sums of absolute values out.
+        # Operators are polynomials with positive coefficients: absolute values in, sums of these out.
         magnitude = reference(lambda tensor: _exact(tensor).abs())
     if not exact:
         with stock_context:

@@ -1,7 +1,7 @@
 """How much to test: SEPCONV_TEST_PROFILE is dev (the default), ci or nightly.
 
-The profiles differ in the number of hypothesis examples, and what takes minutes or many gigabytes runs in nightly only.
-ci repeats the same examples each time; dev and nightly search for new ones.
+The profiles differ in the number of hypothesis examples, and what takes minutes or many gigabytes runs in
+nightly only. ci repeats the same examples each time; dev and nightly search for new ones.
 """
 
 from __future__ import annotations

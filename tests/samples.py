@@ -1,4 +1,4 @@
-"""What the tests feed to the operators: data, memory layouts, and few cases that still meet every pair of factors."""
+"""What tests feed to the operators: data, memory layouts, and few cases that meet every pair of factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAN = float("nan")
 
 
 def integers(*shape: int, dtype: torch.dtype = torch.float32, unit: int = 1, seed: int = 0) -> Tensor:
-    """-unit, 0 and unit: their sums of products are exact in every dtype, so that results can be compared by bits."""
+    """-unit, 0 and unit: their sums of products are exact in every dtype, to be compared by bits."""
     values = torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed))
     return (values * unit).to(dtype)
 
@@ -29,16 +29,16 @@ def normals(*shape: int, dtype: torch.dtype = torch.float32, unit: int = 1, seed
     return (values * unit).to(dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Memory layouts. Each function returns a tensor of the same shape; storage outside of it is NaN, so that a kernel
-# that reads a value which is not the tensor's shows.
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# Memory layouts. Each function returns a tensor of the same shape; storage outside of it is NaN, so that a
+# kernel that reads a value which is not the tensor's shows.
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _inside(
     values: Tensor, order: Sequence[int], before: Sequence[int], after: Sequence[int], step: Sequence[int]
 ):
-    """`values` stored with its axes in `order`, within margins and with steps between elements (by stored axis)."""
+    """`values` stored with its axes in `order`, within margins and with steps (by stored axis)."""
     stored = values.permute(*order)
     shape = [b + n * s + a for n, b, a, s in zip(stored.shape, before, after, step, strict=True)]
     buffer = values.new_full(shape, NAN)
@@ -91,8 +91,24 @@ LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "overlapping": _overlapping,
 }
 
+# A few of each kind, for sweeps over other factors as well.
+FEW_LAYOUTS = (
+    "contiguous",
+    "channels_last",
+    "cropped",
+    "some_channels_last",
+    "every_second_channel",
+    "every_second_pixel",
+    "transposed",
+    "batch_innermost",
+    "unaligned_channels_last",
+    "expanded_batch",
+    "overlapping",
+)
 # Layouts whose elements are independent values: rounding errors of their sums are random (see numerics.py).
-INDEPENDENT_LAYOUTS = tuple(name for name in LAYOUTS if not name.startswith(("expanded", "overlapping")))
+FEW_INDEPENDENT_LAYOUTS = tuple(
+    name for name in FEW_LAYOUTS if not name.startswith(("expanded", "overlapping"))
+)
 
 
 @pytest.fixture(autouse=True)
@@ -105,16 +121,16 @@ def uninitialized_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Pairwise sweeps
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def pairwise(factors: Mapping[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
     """Cases in which every pair of values of two different factors occurs, many times fewer than the product.
 
-    Greedy: each case starts from one missing pair and takes, factor by factor, the value that meets most of the
-    missing pairs, ties broken by a seeded generator. The list is the same in every process.
+    Greedy: each case starts from one missing pair and takes, factor by factor, the value that meets most of
+    the missing pairs, ties broken by a seeded generator. The list is the same in every process.
     """
     generator = random.Random(seed)
     names = list(factors)

@@ -11,7 +11,7 @@ from numerics import assert_same_bits
 from operators import OPERATORS, SEPARABLE_CONV2D
 from samples import identify, normals
 
-# Shapes that a planner splits in different ways: many pixels, many channels on few pixels, one image, many images.
+# Shapes that a planner splits in different ways: many pixels, many channels on few pixels, one image, many.
 SPLITS = {
     "separable_conv2d": [
         {"batch": 1, "in_channels": 20, "out_channels": 24, "output_size": (40, 41)},
@@ -122,7 +122,7 @@ def test_output_and_input_gradient_bits_do_not_depend_on_memory_format_and_addre
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_pixel_bits_do_not_depend_on_the_size_of_the_image(operator, layout, capability):
-    """An interior pixel is the same in a cropped image: large images may be processed in overlapping pieces."""
+    """Interior pixels are the same in a cropped image: large images may be processed in pieces."""
     sizes = {"row_average": {"channels": 19, "height": 20, "width": 31}}
     other = {"in_channels": 19, "out_channels": 35, "output_size": (20, 31), "padding": (0, 0)}
     tensors, config, _ = BUILD[operator.name](normals, layout=layout, **sizes.get(operator.name, other))
@@ -148,7 +148,7 @@ def test_python_threads_may_call_at_the_same_time(operator, capability):
 @pytest.mark.parametrize("change", ["data", "version", "storage"])
 @pytest.mark.parametrize("name", ["depthwise_weight", "pointwise_weight", "depthwise_bias", "pointwise_bias"])
 def test_every_way_to_change_a_weight_is_seen_by_the_next_call(name, change, factors, capability):
-    """Optimizers, `.data`, EMA code and code outside of torch change weights; only some raise a version counter."""
+    """Optimizers, `.data`, EMA and foreign code change weights; only some raise a version counter."""
     tensors, config, grad_output = BUILD["separable_conv2d"](normals, **factors)
     before = _all_results(SEPARABLE_CONV2D, (tensors, config, grad_output))
     fresh = {**tensors, name: tensors[name] * -0.5}

@@ -1,4 +1,4 @@
-"""First and second derivatives of the real kernels agree with finite differences, in float64, on every ISA."""
+"""Derivatives of the real kernels agree with finite differences, in float64, on every ISA."""
 
 from __future__ import annotations
 

@@ -20,8 +20,10 @@ def _memory_bytes():
 
 @pytest.fixture
 def spread(tmp_path):
-    """Copies a tensor to a view whose stride along one axis is beyond 2^31 elements: of a sparse file, so that only the
-    touched pages take space."""
+    """Copies a tensor to a view whose stride along one axis is beyond 2^31 elements.
+
+    The storage is a sparse file, of which only the touched pages take space.
+    """
 
     def copy(values, axis):
         strides = list(values.contiguous().stride())
@@ -74,7 +76,7 @@ def test_offsets_in_the_output_gradient_may_pass_32_bits(operator, axis, spread,
 
 
 def test_the_input_may_have_more_than_2_31_elements(capability):
-    """An expanded image of 3.6e9 pixels, sampled by a large stride: rows and pixels are counted in 64 bits."""
+    """An expanded image of 3.6e9 pixels, sampled by a large stride."""
     image = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 60000, 60000)
     weights = torch.ones(2, 1, 3, 3), torch.tensor([[1.0, 3.0]]).view(1, 2, 1, 1)
     output = torch.ops.sepconv.separable_conv2d(image, *weights, stride=[25000, 25000])

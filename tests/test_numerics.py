@@ -70,7 +70,7 @@ def test_right_results_are_accepted(dtype):
 def test_each_mistake_is_caught(mistake, dtype):
     if mistake == "one weight off by a percent" and dtype in HALF:
         mistake = "last tap dropped"  # a percent is what a half dtype rounds away
-    with pytest.raises(AssertionError, match="wrong|bias|error|cosine"):
+    with pytest.raises(AssertionError, match=r"wrong|bias|error|cosine"):
         assert_as_accurate_as_stock(*results(dtype, MISTAKES[mistake]))
 
 

@@ -14,8 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_exact, assert_same_bits
 from operators import ROW_AVERAGE_CONV2D, check, check_backward, check_forward
-from samples import CHANNELS, DTYPES, LAYOUTS, identify, integers, normals, pairwise
-from samples import uninitialized_memory_is_nan  # noqa: F401 (an autouse fixture)
+from samples import (
+    CHANNELS,
+    DTYPES,
+    LAYOUTS,
+    identify,
+    integers,
+    normals,
+    pairwise,
+    uninitialized_memory_is_nan,  # noqa: F401 (an autouse fixture)
+)
 
 
 @pytest.mark.parametrize("case", pairwise(FACTORS, seed=0), ids=identify)

@@ -1,8 +1,8 @@
 """The separable convolution agrees with depthwise conv2d followed by a 1x1 conv2d, forward and backward.
 
-Small integers have exact sums in every dtype: with them a result has to equal the float64 reference rounded once, to
-the bit, and a wrong tap, edge, channel or batch cannot hide in a tolerance. Normally distributed values then show that
-the arithmetic is as accurate as stock's (see numerics.py).
+Small integers have exact sums in every dtype: with them a result has to equal the float64 reference rounded
+once, to the bit, and a wrong tap, edge, channel or batch cannot hide in a tolerance. Normally distributed
+values then show that the arithmetic is as accurate as stock's (see numerics.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_exact, assert_same_bits
 from operators import SEPARABLE_CONV2D, check, check_backward, check_forward
-from samples import CHANNELS, DTYPES, LAYOUTS, identify, integers, normals, pairwise
-from samples import uninitialized_memory_is_nan  # noqa: F401 (an autouse fixture)
+from samples import (
+    CHANNELS,
+    DTYPES,
+    LAYOUTS,
+    identify,
+    integers,
+    normals,
+    pairwise,
+    uninitialized_memory_is_nan,  # noqa: F401 (an autouse fixture)
+)
 
-# Around the pixel blocks of the micro-kernels (6, 12, 14 pixels) and the pixel tiles of the planner (48 to 256).
+# Around the pixel blocks of micro-kernels (6, 12, 14 pixels) and the pixel tiles of a planner (48 to 256).
 PIXELS = sorted({n + d for n in (2, 6, 8, 12, 14, 16, 28, 48, 96, 112, 192, 256) for d in (-1, 0, 1)})
 MANY_CHANNELS = (*CHANNELS, 127, 128, 129, 256, 257, 512, 728)
 

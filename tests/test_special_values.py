@@ -1,7 +1,7 @@
 """NaN, infinities, subnormal numbers and overflow come out where arithmetic puts them, and nowhere else.
 
-A skipped zero, a tail read past its end or a row that was loaded for a neighbour shows here: any of these loses a NaN or
-spreads one to outputs whose window never sees it.
+A skipped zero, a tail read past its end or a row that was loaded for a neighbour shows here: any of these
+loses a NaN or spreads one to outputs whose window never sees it.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def test_special_values_stay_in_their_image(channels, capability):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_every_nan_of_a_half_dtype_stays_a_nan(operator, dtype, capability):
-    """Rounding that only adds to the bits turns a NaN with a full mantissa into a zero, and a small one into inf."""
+    """Rounding that only adds to the bits turns a NaN with a full mantissa into zero, a small one into inf."""
     bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
     nans = bits.view(dtype)[bits.view(dtype).isnan()]
     sizes = (
@@ -161,7 +161,7 @@ def _identity(channels, dtype):
 @pytest.mark.parametrize("channels", [1, 64])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_every_finite_value_of_a_half_dtype_passes_an_identity_unchanged(dtype, channels, capability):
-    """Subnormal numbers and the largest ones included: widening is exact, and so is rounding what was widened."""
+    """Subnormal and the largest numbers included: widening is exact, and so is rounding it back."""
     bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
     values = bits.view(dtype)
     values = torch.where(values.isfinite(), values, 0).view(1, channels, -1, 64)
@@ -172,7 +172,7 @@ def test_every_finite_value_of_a_half_dtype_passes_an_identity_unchanged(dtype, 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_half_results_round_to_nearest_even_and_overflow_to_infinity(dtype, capability):
-    """Each sum of a value and a fraction of its last place: below, at and above the tie, up to the largest value."""
+    """Sums of a value and a fraction of its last place: below, at and above the tie, up to the largest."""
     largest = torch.finfo(dtype).max
     last_place = largest / (2 - torch.finfo(dtype).eps) * torch.finfo(dtype).eps
     base = torch.tensor([1.0, 1 + torch.finfo(dtype).eps, largest / 2, largest], dtype=torch.float64)
@@ -224,7 +224,7 @@ def test_subnormal_inputs_are_not_flushed(operator, dtype, capability):
 
 
 def test_sums_beyond_the_range_of_a_half_dtype_are_kept_until_the_store(capability):
-    """Products of 60000 and 4 overflow float16; their difference does not, and it is what float32 sums give."""
+    """Products of 60000 and 4 overflow float16; their difference, which float32 sums give, does not."""
     tensors = {
         "input": torch.tensor([60000.0, 60000.0], dtype=torch.float16).view(1, 2, 1, 1),
         "depthwise_weight": torch.tensor([4.0, 4.0], dtype=torch.float16).view(2, 1, 1, 1),

@@ -12,7 +12,7 @@ from torch.testing import make_tensor
 from sepconv import functional as sepconv
 
 pytest.importorskip("expecttest", reason="torch's test helpers need expecttest: pip install expecttest")
-from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
+from torch.testing._internal.common_methods_invocations import op_db
 
 CONV2D = next(op for op in op_db if op.name == "nn.functional.conv2d" and not op.variant_test_name)
 OUT_CHANNELS = (1, 7, 33)
@@ -78,11 +78,11 @@ def test_results_are_as_accurate_as_stock(dtype, capability):
 
 
 def test_what_torch_rejects_is_rejected():
-    """The error inputs of conv2d that a depthwise convolution can have: signs of stride, padding and dilation."""
+    """Error inputs of conv2d that a depthwise one can have: signs of stride, padding and dilation."""
     rejected = 0
     for error in CONV2D.error_inputs("cpu"):
         sample = error.sample_input
-        weight, bias = sample.args
+        weight, _ = sample.args
         options = {name: value for name, value in sample.kwargs.items() if name != "groups"}
         if (
             not {"stride", "padding", "dilation"} & options.keys()
@@ -95,7 +95,7 @@ def test_what_torch_rejects_is_rejected():
         channels = sample.input.shape[-3]
         depthwise = make_tensor((channels, 1, *weight.shape[2:]), dtype=torch.float64, device="cpu")
         pointwise = make_tensor((3, channels, 1, 1), dtype=torch.float64, device="cpu")
-        with pytest.raises(RuntimeError, match="stride|padding|dilation"):
+        with pytest.raises(RuntimeError, match=r"stride|padding|dilation"):
             sepconv.separable_conv2d(sample.input.double(), depthwise, pointwise, **options)
         rejected += 1
     assert rejected >= 3
