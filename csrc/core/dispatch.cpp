@@ -142,13 +142,19 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
   text << "instruction set    " << name_of(current_isa()) << ", " << threads << " threads, L2 "
        << cache_sizes().l2 / 1024 << " KiB\n"
        << "output             " << out.n << " x " << out.c << " x " << out.h << " x " << out.w << "\n"
-       << "register tile      " << tile.rows << " pixels x " << tile.columns << " output channels\n"
-       << "forward            " << forward.tasks() << " tasks: " << forward.pixel_tiles << " tiles of "
-       << forward.pixel_tile << " pixels x " << forward.panel_splits << " splits of " << forward.panels
-       << " weight panels\n"
-       << "depthwise panel    " << forward.pixel_tile << " x " << depth << " values, "
-       << forward.pixel_tile * depth * compute_bytes / 1024 << " KiB a thread\n"
-       << "input gradient     " << inputs.tasks() << " tasks: " << inputs.image_groups
+       << "register tile      " << tile.rows << " pixels x " << tile.columns << " output channels\n";
+  if (forward.few_pixels) {
+    text << "forward            few pixels: " << forward.panels << " tasks of " << tile.columns
+         << " output channels, weights as they lie in memory\n"
+         << "depthwise output   " << pixels << " x " << depth << " values, packed\n";
+  } else {
+    text << "forward            " << forward.tasks() << " tasks: " << forward.pixel_tiles << " tiles of "
+         << forward.pixel_tile << " pixels x " << forward.panel_splits << " splits of " << forward.panels
+         << " weight panels\n"
+         << "depthwise panel    " << forward.pixel_tile << " x " << depth << " values, "
+         << forward.pixel_tile * depth * compute_bytes / 1024 << " KiB a thread\n";
+  }
+  text << "input gradient     " << inputs.tasks() << " tasks: " << inputs.image_groups
        << " groups of images x " << inputs.channel_blocks << " blocks of " << inputs.channel_block
        << " channels, " << inputs.tile_rows << " rows a GEMM\n"
        << "pointwise gradient " << weights.tasks() << " tasks: " << weights.depth_blocks << " blocks of "

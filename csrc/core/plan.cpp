@@ -21,6 +21,9 @@ ForwardPlan plan_forward(int64_t pixels, int64_t depth, int64_t out_channels, in
                          TileShape tile, int threads, const CacheSizes& cache) {
   constexpr int64_t kMaxPixelTile = 196;
   ForwardPlan plan{};
+  // Weights that outweigh the pixels are not packed: the values transposed instead are at most half as many.
+  plan.few_pixels = 2 * pixels * (depth + out_channels) <= depth * out_channels &&
+                    pixels * depth * compute_bytes <= cache.l2 / 2;
   plan.panels = divide_up(out_channels, tile.columns);
   // A quarter of L2 for the depthwise panel: packed weights and rows of the input stream through the rest.
   const int64_t fits = cache.l2 / 4 / std::max<int64_t>(1, depth * compute_bytes);

@@ -21,6 +21,7 @@ struct TileShape {
 // Forward: pixels are flattened over rows and images; every task holds the full depth, so no plan changes a
 // bit of the result.
 struct ForwardPlan {
+  bool few_pixels;  // weights are read where they lie, and the depthwise output is packed instead
   int64_t pixel_tile, pixel_tiles, panels, panel_splits;
   int64_t tasks() const { return pixel_tiles * panel_splits; }
 };

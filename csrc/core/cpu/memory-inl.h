@@ -43,6 +43,17 @@ inline void convert(const S* src, D* dst, int64_t n) {
   if (i < n) store(dst + i, load(src + i, static_cast<int>(n - i)), static_cast<int>(n - i));
 }
 
+// The values themselves where they already have the compute type, else converted into `buffer`.
+template <class S>
+inline const Compute<S>* compute_values(const S* src, int64_t n, Compute<S>* buffer) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return src;
+  } else {
+    convert(src, buffer, n);
+    return buffer;
+  }
+}
+
 // dst[c * dst_ld + r] = src[r * src_ld + c], a square of registers at a time.
 template <class S, class D>
 inline void transpose_block(const S* src, int64_t src_ld, D* dst, int64_t dst_ld, int64_t rows,
@@ -55,14 +66,16 @@ inline void transpose_block(const S* src, int64_t src_ld, D* dst, int64_t dst_ld
       const int nc = static_cast<int>(std::min<int64_t>(kLanes, columns - c));
       const S* from = src + r * src_ld + c;
       D* to = dst + c * dst_ld + r;
-      Vec<T> square[kLanes];
+      // Two arrays: one that loops index with a variable would live in memory for both.
       if (nr == kLanes && nc == kLanes) {
+        Vec<T> square[kLanes];
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) square[i] = load(from + i * src_ld);
         transpose(square);
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) store(to + i * dst_ld, square[i]);
       } else {
+        Vec<T> square[kLanes];
         for (int i = 0; i < kLanes; ++i) square[i] = i < nr ? load(from + i * src_ld, nc) : zero<T>();
         transpose(square);
         for (int i = 0; i < nc; ++i) store(to + i * dst_ld, square[i], nr);

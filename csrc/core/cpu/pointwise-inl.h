@@ -31,25 +31,29 @@ struct Panel {
   int64_t row_step, depth_step;
 };
 
+// A register tile whose store is more than a store: from a buffer in L1 (`tile`, kTileColumns wide) to its
+// place.
 template <class T>
-inline void finish(Vec<T> sum, const TileOutput<T>& out, int64_t row, int64_t column) {
-  T* at = out.data + row * out.ld + column;
-  const int lanes = static_cast<int>(std::min<int64_t>(Vec<T>::kLanes, out.columns - column));
-  const bool full = lanes == Vec<T>::kLanes;
-  if (out.accumulate) sum = add(full ? load(at) : load(at, lanes), sum);
-  if (!out.stage.empty() || out.residual != nullptr) {
-    sum = affine(sum, out.stage, column);
-    if (out.residual != nullptr) sum = add(sum, load(out.residual + row * out.residual_ld + column, lanes));
-    sum = activate(sum, out.stage.activation);
+inline void finish_tile(const T* tile, int64_t rows, const TileOutput<T>& out, int64_t row) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* from = tile + r * kTileColumns<T>;
+    T* to = out.data + (row + r) * out.ld;
+    const T* residual = out.residual == nullptr ? nullptr : out.residual + (row + r) * out.residual_ld;
+    for_each_vector<T>(out.columns, [&](auto vector, int64_t c) {
+      Vec<T> sum = load(from + c);
+      if (out.accumulate) sum = add(vector.read(to + c), sum);
+      sum = affine(sum, out.stage, c);
+      if (residual != nullptr) sum = add(sum, vector.read(residual + c));
+      vector.write(to + c, activate(sum, out.stage.activation));
+    });
   }
-  full ? store(at, sum) : store(at, sum, lanes);
 }
 
-// kRows pixels x kTileColumns columns. `kTransposed` says which step of the panel is 1.
-template <int kRows, bool kTransposed, class T>
-inline void multiply_tile(const Panel<T>& panel, const T* weights, int64_t weights_ld, int64_t depth,
-                          const TileOutput<T>& out, int64_t row) {
-  constexpr int kVectors = Registers<T>::kTileVectors, kLanes = Vec<T>::kLanes;
+// kRows pixels x kVectors vectors of columns. `kTransposed` says which step of the panel is 1.
+template <int kRows, int kVectors, bool kTransposed, class T>
+void multiply_tile(const Panel<T>& panel, const T* weights, int64_t weights_ld, int64_t depth,
+                   const TileOutput<T>& out, int64_t row) {
+  constexpr int kLanes = Vec<T>::kLanes;
   const int64_t row_step = kTransposed ? 1 : panel.row_step, depth_step = kTransposed ? panel.depth_step : 1;
   const T* left = panel.data + row * row_step;
   Vec<T> sums[kRows][kVectors];
@@ -68,33 +72,44 @@ inline void multiply_tile(const Panel<T>& panel, const T* weights, int64_t weigh
       for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(x, w[v], sums[r][v]);
     }
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    if (v * kLanes >= out.columns) break;
+  // Most tiles of a plain call: the registers are the result. Others pass through L1, once a tile.
+  const bool plain =
+      out.columns == kVectors * kLanes && !out.accumulate && out.residual == nullptr && out.stage.empty();
+  alignas(kScratchAlignment) T buffer[kRows * kTileColumns<T>];
+  T* to = plain ? out.data + row * out.ld : buffer;
+  const int64_t ld = plain ? out.ld : kTileColumns<T>;
 #pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) finish(sums[r][v], out, row + r, v * kLanes);
-  }
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(to + r * ld + v * kLanes, sums[r][v]);
+  if (!plain) finish_tile(static_cast<const T*>(buffer), kRows, out, row);
 }
 
 template <class T>
 using TileKernel = void (*)(const Panel<T>&, const T*, int64_t, int64_t, const TileOutput<T>&, int64_t);
+template <class T>
+using TileKernels = std::array<TileKernel<T>, Registers<T>::kTileRows>;  // by rows - 1
 
-template <bool kTransposed, class T, int... kRows>
-constexpr std::array<TileKernel<T>, sizeof...(kRows)> tile_kernels(std::integer_sequence<int, kRows...>) {
-  return {multiply_tile<kRows + 1, kTransposed, T>...};
+template <int kVectors, bool kTransposed, class T, int... kRows>
+constexpr TileKernels<T> tile_kernels(std::integer_sequence<int, kRows...>) {
+  return {multiply_tile<kRows + 1, kVectors, kTransposed, T>...};
 }
 
 // `rows` rows of the panel against one packed weight panel. Rows are cut evenly: 16 as 8 + 8, not 14 + 2.
+// Half a panel of columns (16 or fewer of 32) takes tiles of one vector.
 template <bool kTransposed, class T>
 inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int64_t weights_ld, int64_t depth,
                      const TileOutput<T>& out) {
-  static constexpr auto kKernels =
-      tile_kernels<kTransposed, T>(std::make_integer_sequence<int, Registers<T>::kTileRows>{});
+  static_assert(Registers<T>::kTileVectors == 2);
+  constexpr auto kAllRows = std::make_integer_sequence<int, Registers<T>::kTileRows>{};
+  static constexpr TileKernels<T> kKernels[2] = {tile_kernels<1, kTransposed, T>(kAllRows),
+                                                 tile_kernels<2, kTransposed, T>(kAllRows)};
   if (rows == 0) return;
+  const TileKernels<T>& kernels = kKernels[out.columns > Vec<T>::kLanes];
   const int64_t tiles = divide_up(rows, Registers<T>::kTileRows);
   for (int64_t i = 0, row = 0; i < tiles; ++i) {
     const int64_t next = rows * (i + 1) / tiles;
-    kKernels[static_cast<size_t>(next - row - 1)](panel, weights, weights_ld, depth, out, row);
+    kernels[static_cast<size_t>(next - row - 1)](panel, weights, weights_ld, depth, out, row);
     row = next;
   }
 }

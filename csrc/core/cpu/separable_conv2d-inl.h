@@ -75,7 +75,8 @@ inline int64_t panel_ld(int64_t depth) {
 }
 
 template <class S>
-void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) {
+void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& plan,
+                            const Parallel& parallel) {
   using T = Compute<S>;
   Scratch call(ScratchUse::kCall);
   DepthwiseStage<S> depthwise(p, call);
@@ -85,8 +86,6 @@ void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) 
   depthwise.prepare(call);
   const Stage<T> epilogue = epilogue_vectors.prepare(call);
   T* packed = call.get<T>(packed_slot);
-  const ForwardPlan plan =
-      plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
 
   parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel)
@@ -115,4 +114,79 @@ void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) 
         });
     }
   });
+}
+
+// Few pixels under many weights: the factors change places. The depthwise output is packed, kTileColumns
+// pixels a panel, and the weights are the left factor as they lie in memory: read once, never packed. Sums
+// have the same order.
+template <class S>
+void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPlan& plan,
+                                 const Parallel& parallel) {
+  using T = Compute<S>;
+  constexpr int64_t kColumns = kTileColumns<T>, kChannelBlock = 64;
+  Scratch call(ScratchUse::kCall);
+  DepthwiseStage<S> depthwise(p, call);
+  StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
+  const int64_t depth = depthwise.depth(), pixels = p.output.n * p.output.h * p.output.w;
+  const size_t packed_slot = call.add<T>(packed_size<T>(depth, pixels));
+  depthwise.prepare(call);
+  const Stage<T> epilogue = epilogue_vectors.prepare(call);
+  T* packed = call.get<T>(packed_slot);
+
+  parallel.run(divide_up(depth, kChannelBlock), [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t ld = panel_ld<T>(kChannelBlock);
+    const size_t panel_slot = task.add<T>(kColumns * ld);
+    RowSource<S> rows(depthwise.rows(), std::min(depth, kChannelBlock), task);
+    DepthwiseRow<T> kernel;
+    T* panel = task.get<T>(panel_slot);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t c0 = block * kChannelBlock, channels = std::min(kChannelBlock, depth - c0);
+      rows.select(c0, channels);
+      for (int64_t first = 0; first < pixels; first += kColumns) {
+        const int64_t count = std::min(kColumns, pixels - first);
+        depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
+        T* to = packed + first * depth + c0 * kColumns;
+        if (count < kColumns) std::fill(to, to + channels * kColumns, T(0));
+        transpose_block(static_cast<const T*>(panel), ld, to, kColumns, count, channels);
+      }
+    }
+  });
+  const PackedWeights<T> packed_pixels{packed, depth};
+
+  parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const size_t by_channel_slot = task.add<T>(kColumns * kColumns),
+                 by_pixel_slot = task.add<T>(kColumns * kColumns);
+    const size_t weights_slot = task.add<T>(std::is_same_v<S, T> ? 0 : kColumns * depth);
+    OutputTiles<S> output(p.output, p.epilogue, kColumns, task);
+    T* by_channel = task.get<T>(by_channel_slot);
+    T* by_pixel = task.get<T>(by_pixel_slot);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t c0 = block * kColumns, channels = std::min(kColumns, p.output.c - c0);
+      const T* weights = compute_values(static_cast<const S*>(p.pointwise_weight) + c0 * depth,
+                                        channels * depth, task.get<T>(weights_slot));
+      for (int64_t first = 0; first < pixels; first += kColumns) {
+        const int64_t count = std::min(kColumns, pixels - first);
+        multiply<false>(Panel<T>{weights, depth, 1}, channels, packed_pixels.panel(first / kColumns),
+                        kColumns, depth, TileOutput<T>{by_channel, kColumns, count});
+        output.write(first, count, c0, epilogue, [&](const TileOutput<T>& out) {
+          const bool plain = out.stage.empty() && out.residual == nullptr;
+          transpose_block(static_cast<const T*>(by_channel), kColumns, plain ? out.data : by_pixel,
+                          plain ? out.ld : kColumns, channels, count);
+          if (!plain) finish_tile(static_cast<const T*>(by_pixel), count, out, 0);
+        });
+      }
+    }
+  });
+}
+
+template <class S>
+void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) {
+  using T = Compute<S>;
+  const int64_t pixels = p.output.n * p.output.h * p.output.w, depth = p.input.c * p.depth_multiplier;
+  const ForwardPlan plan =
+      plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
+  plan.few_pixels ? separable_conv2d_few_pixels<S>(p, plan, parallel)
+                  : separable_conv2d_tiles<S>(p, plan, parallel);
 }
