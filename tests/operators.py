@@ -113,12 +113,12 @@ OPERATORS = (SEPARABLE_CONV2D, ROW_AVERAGE, ROW_AVERAGE_CONV2D)
 
 
 def _stock(tensors: Tensors, config: Config) -> contextlib.AbstractContextManager[None]:
-    """Stock's convolutions crash in oneDNN (torch 2.14) where a window can lie in the padding: not there."""
+    """Stock's convolutions crash in oneDNN (torch 2.14) where windows lie in the padding: not there."""
     weights = [tensor for name, tensor in tensors.items() if "weight" in name and tensor is not None]
     if not weights:
         return contextlib.nullcontext()
     reach = [d * (size - 1) for d, size in zip(config["dilation"], weights[0].shape[2:], strict=True)]
-    if all(padding <= r for padding, r in zip(config["padding"], reach, strict=True)):
+    if all(2 * padding <= r for padding, r in zip(config["padding"], reach, strict=True)):
         return contextlib.nullcontext()
     return _without_onednn()
 

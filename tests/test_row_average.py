@@ -53,6 +53,21 @@ def test_a_mean_is_over_the_rows_that_exist(capability):
     )
 
 
+@pytest.mark.parametrize("stride", [2**31 - 1, 2**31, 2**62, 2**63 - 1])
+def test_a_stride_of_any_size_leaves_the_first_average_or_is_rejected(stride, capability):
+    """Sums of the stride and the height must not overflow: gradients would come from foreign memory."""
+    image = integers(2, 3, 6, 4, unit=6)
+    expected = torch.ops.sepconv.row_average_backward(image[:, :, :1], 6, 100)
+    try:
+        output = torch.ops.sepconv.row_average(image, stride)
+        gradient = torch.ops.sepconv.row_average_backward(image[:, :, :1], 6, stride)
+    except RuntimeError as error:
+        assert stride >= 2**31 and "stride must be" in str(error), error
+        return
+    assert_same_bits(output, torch.ops.sepconv.row_average(image, 100), "output")
+    assert_same_bits(gradient, expected, "gradient")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_view_works_as_input_and_as_grad_output(layout, dtype, capability):

@@ -128,7 +128,7 @@ def test_special_values_stay_in_their_image(channels, capability):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_every_nan_of_a_half_dtype_stays_a_nan(operator, dtype, capability):
-    """Rounding that only adds to the bits turns a NaN with a full mantissa into zero, a small one into inf."""
+    """Rounding that only adds to the bits makes a NaN with a full mantissa zero, a small one inf."""
     bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
     nans = bits.view(dtype)[bits.view(dtype).isnan()]
     sizes = (

@@ -25,7 +25,8 @@ struct ChannelStage {
   Activation activation = Activation::kNone;
 };
 
-// Applied to each input element when its row is loaded; zero padding is added after it.
+// Applied to each input element when its row is loaded: the row average first, then the affine and the
+// activation. Zero padding is added after it.
 struct Prologue : ChannelStage {
   int64_t row_average_stride =
       0;  // 0: rows as they are; s > 0: row r is the mean of rows r*s-1, r*s, r*s+1 that exist

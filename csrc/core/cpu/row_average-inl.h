@@ -21,7 +21,8 @@ inline DividedRows forward_rows(int64_t r, int64_t row_stride, int64_t height) {
 inline DividedRows backward_rows(int64_t h, int64_t row_stride, int64_t height) {
   DividedRows rows;
   const int64_t averages = row_average_size(height, row_stride);
-  for (int64_t r = h == 0 ? 0 : divide_up(h - 1, row_stride); r < averages && r * row_stride <= h + 1; ++r) {
+  const int64_t first = h < 2 ? 0 : (h - 2) / row_stride + 1;  // rounded up without a sum that could overflow
+  for (int64_t r = first; r < averages && r * row_stride <= h + 1; ++r) {
     rows.row[rows.count] = r;
     rows.divisor[rows.count++] = averaged_rows(r, row_stride, height).count;
   }

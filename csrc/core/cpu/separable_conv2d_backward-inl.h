@@ -103,6 +103,16 @@ class InputGradientRows {
   size_t slot_ = 0;
 };
 
+// sums[c] += sum over rows of x[row * ld + c]; the rows are summed in a register first.
+template <class T>
+inline void add_columns(const T* x, int64_t ld, int64_t rows, int64_t columns, T* sums) {
+  for_each_vector<T>(columns, [&](auto vector, int64_t c) {
+    Vec<T> total = zero<T>();
+    for (int64_t row = 0; row < rows; ++row) total = add(total, vector.read(x + row * ld + c));
+    vector.write(sums + c, add(vector.read(sums + c), total));
+  });
+}
+
 // grad_input, grad_depthwise_weight, grad_depthwise_bias.
 template <class S>
 void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
@@ -176,12 +186,7 @@ void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel
           if (b.grad_depthwise_weight != nullptr)
             weight_gradient.run(depthwise.plan, rows, r / gy.h, r % gy.h, g, ring.ld(), channels, sums,
                                 sums_ld, p.window.kernel[1]);
-          if (b.grad_depthwise_bias != nullptr)
-            for (int64_t w = 0; w < gy.w; ++w)
-              for_each_vector<T>(channels, [&](auto vector, int64_t c) {
-                vector.write(bias_sums + c,
-                             add(vector.read(bias_sums + c), vector.read(g + w * ring.ld() + c)));
-              });
+          if (b.grad_depthwise_bias != nullptr) add_columns(g, ring.ld(), gy.w, channels, bias_sums);
         }
         if (b.grad_input.data == nullptr) {
           next = n1 * p.input.h;
@@ -321,12 +326,7 @@ void sum_pixels(const Image& x, S* result, const Parallel& parallel) {
       const int64_t p1 = pixels * (split + 1) / splits;
       for (int64_t first = pixels * split / splits; first < p1; first += kChunk) {
         const int64_t count = std::min(kChunk, p1 - first);
-        const T* tile = tiles.tile(first, count);
-        for_each_vector<T>(x.c, [&](auto vector, int64_t c) {
-          Vec<T> total = zero<T>();
-          for (int64_t i = 0; i < count; ++i) total = add(total, vector.read(tile + i * tiles.ld() + c));
-          vector.write(sum + c, add(vector.read(sum + c), total));
-        });
+        add_columns(tiles.tile(first, count), tiles.ld(), count, x.c, sum);
       }
     }
   });
