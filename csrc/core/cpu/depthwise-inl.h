@@ -26,14 +26,12 @@ struct WeightedSum {
   Stage<T> stage;  // the middle stage, from this block's first channel
 };
 
+// Inlined by force: the sums are registers, and a call would pass them through memory.
 template <int kOutputs, class T, class Vector>
-inline void write_sums(const WeightedSum<T>& s, Vec<T> (&sums)[kOutputs], int64_t at, int64_t c,
-                       Vector vector) {
+[[gnu::always_inline]] inline void write_sums(const WeightedSum<T>& s, const Vec<T> (&sums)[kOutputs],
+                                              int64_t at, int64_t c, Vector vector) {
 #pragma GCC unroll 16
-  for (int u = 0; u < kOutputs; ++u) {
-    const Vec<T> sum = s.stage.empty() ? sums[u] : activate(affine(sums[u], s.stage, c), s.stage.activation);
-    vector.write(s.output + (at + u) * s.output_step + c, sum);
-  }
+  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
 }
 
 // Any taps: kOutputs outputs share each weight.
@@ -76,29 +74,54 @@ inline void sum_sliding(const WeightedSum<T>& s, int64_t at, int64_t c, Vector v
         if (j - t >= 0 && j - t < kOutputs) sums[j - t] = fma(x, w[t], sums[j - t]);
     }
   }
+  // The lowest row is the one that no output has read before: asked for two blocks ahead, 25 % off the
+  // depthwise.
+  if (s.row_count > 0) {
+    const T* next =
+        s.rows[s.row_count - 1].source + s.taps[0].source + (at + 2 * kOutputs) * s.source_step + c;
+#pragma GCC unroll 16
+    for (int u = 0; u < kOutputs; ++u) __builtin_prefetch(next + u * s.source_step);
+  }
   write_sums(s, sums, at, c, vector);
+}
+
+// The middle stage, over outputs that have just been written.
+template <class T>
+inline void apply_stage(const WeightedSum<T>& s, int64_t at, int64_t outputs) {
+  for (int64_t u = at; u < at + outputs; ++u)
+    for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+      T* value = s.output + u * s.output_step + c;
+      vector.write(value, activate(affine(vector.read(value), s.stage, c), s.stage.activation));
+    });
+}
+
+// Blocks of outputs along the row, all channels of a block before the next one: the sources are then read in
+// the order of memory, which the hardware prefetches. (Channels outermost took 12 % longer at 128 channels
+// and 147 pixels.) `sum(count, at, c, vector)` gets the number of outputs as a constant.
+template <class T, class Sum>
+inline void for_each_block(const WeightedSum<T>& s, Sum&& sum) {
+  const auto block = [&](auto outputs, int64_t at) {
+    for_each_vector<T>(s.channels, [&](auto vector, int64_t c) { sum(outputs, at, c, vector); });
+    if (!s.stage.empty()) apply_stage(s, at, outputs);
+  };
+  constexpr int kUnroll = Registers<T>::kUnroll;
+  int64_t at = 0;
+  for (; at + kUnroll <= s.count; at += kUnroll) block(std::integral_constant<int, kUnroll>{}, at);
+  for (; at + 2 <= s.count; at += 2) block(std::integral_constant<int, 2>{}, at);
+  for (; at < s.count; ++at) block(std::integral_constant<int, 1>{}, at);
 }
 
 template <int kTaps, class T>
 inline void sum_all_sliding(const WeightedSum<T>& s) {
-  constexpr int kUnroll = Registers<T>::kUnroll;
-  for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
-    int64_t at = 0;
-    for (; at + kUnroll <= s.count; at += kUnroll) sum_sliding<kTaps, kUnroll>(s, at, c, vector);
-    for (; at + 2 <= s.count; at += 2) sum_sliding<kTaps, 2>(s, at, c, vector);
-    for (; at < s.count; ++at) sum_taps<1>(s, at, c, vector);
+  for_each_block(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
+    sum_sliding<kTaps, outputs()>(s, at, c, vector);
   });
 }
 
 template <class T>
 inline void sum_all_taps(const WeightedSum<T>& s) {
-  constexpr int kUnroll = Registers<T>::kUnroll;
-  for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
-    int64_t at = 0;
-    for (; at + kUnroll <= s.count; at += kUnroll) sum_taps<kUnroll>(s, at, c, vector);
-    for (; at + 2 <= s.count; at += 2) sum_taps<2>(s, at, c, vector);
-    for (; at < s.count; ++at) sum_taps<1>(s, at, c, vector);
-  });
+  for_each_block(
+      s, [&](auto outputs, int64_t at, int64_t c, auto vector) { sum_taps<outputs()>(s, at, c, vector); });
 }
 
 template <class T>
@@ -178,12 +201,19 @@ inline void accumulate_taps(const T* g, int64_t g_step, const T* const* sources,
   for (int t = 0; t < kTaps; ++t) vector.write(gradients[t] + c, add(vector.read(gradients[t] + c), sums[t]));
 }
 
+// Blocks of positions, all channels of a block before the next one, as for_each_block does.
 template <int kTaps, class T>
 inline void accumulate_all(const T* g, int64_t g_step, const T* const* sources, int64_t source_step,
                            int64_t count, T* const* gradients, int64_t channels) {
-  for_each_vector<T>(channels, [&](auto vector, int64_t c) {
-    accumulate_taps<kTaps>(g, g_step, sources, source_step, count, gradients, c, vector);
-  });
+  constexpr int64_t kPositions = 32;
+  const T* from[kTaps];
+  for (int64_t j = 0; j < count; j += kPositions) {
+    for (int t = 0; t < kTaps; ++t) from[t] = sources[t] + j * source_step;
+    const int64_t positions = std::min(kPositions, count - j);
+    for_each_vector<T>(channels, [&](auto vector, int64_t c) {
+      accumulate_taps<kTaps>(g + j * g_step, g_step, from, source_step, positions, gradients, c, vector);
+    });
+  }
 }
 
 // Adds the weight gradient of one output row: g is the gradient of the depthwise output, gradient [kh *
