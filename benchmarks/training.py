@@ -91,7 +91,11 @@ class Trainee:
         return sum(saved.values())
 
     def check(self) -> None:
-        """Raises where the gradients from seed 0 are further from float64 than ten times stock NCHW's."""
+        """Raises where the gradients from seed 0 are further from float64 than ten times stock's.
+
+        Of stock's two memory formats the one further off counts: a rounding that turns one ReLU or one
+        maximum of a pool changes the gradient far more than the rounding itself, in either.
+        """
 
         def gradient(
             model: nn.Module, images: torch.Tensor, autocast: AbstractContextManager[Any]
@@ -105,14 +109,21 @@ class Trainee:
 
         images = self.images.contiguous()
         exact = gradient(self.built("stock").double(), images.double(), nullcontext())
-        stock = gradient(self.built("stock"), images, self.autocast())
+        formats = torch.contiguous_format, torch.channels_last
+        stock = [
+            gradient(
+                self.built("stock").to(memory_format=form), images.to(memory_format=form), self.autocast()
+            )
+            for form in formats
+        ]
         self.model.load_state_dict(self.built("stock").state_dict())
         self.model.zero_grad(set_to_none=True)
         self.loss().backward()
         ours = torch.cat([p.grad.double().flatten() for p in self.model.parameters()])
-        error, tolerance = (networks.relative_error(got, exact) for got in (ours, stock))
+        error = networks.relative_error(ours, exact)
+        tolerance = max(networks.relative_error(got, exact) for got in stock)
         if not error <= 10 * tolerance:
-            raise AssertionError(f"gradients are {error:.1e} away from float64, stock NCHW's {tolerance:.1e}")
+            raise AssertionError(f"gradients are {error:.1e} away from float64, stock's {tolerance:.1e}")
 
 
 def resident_mib() -> float:
