@@ -2,7 +2,7 @@
 # make test           set up .venv, lint, run the suite here and against a wheel on an older torch
 # make lint           ruff and clang-format; `make format` applies what they want
 # make bench          the benchmarks, with every contestant that can be installed
-# make bench-results  the records behind the README's tables, and the tables; half an hour on an idle machine
+# make bench-results  the records behind the README's tables, and the tables, on an idle machine
 # make nightly        what takes longer: many more examples, sanitizers, a build under isolation
 # make clean          removes builds; `make distclean` the environments too
 #

@@ -1,6 +1,6 @@
 """Measures what the README shows: runs each benchmark below into results/ and rewrites the README's tables.
 
-    python benchmarks/record.py                    all of them; about half an hour on two cores
+    python benchmarks/record.py                    all of them: 14 runs, on a machine that does nothing else
     python benchmarks/record.py demo training      only these
 
 On a machine that does nothing else: rows that were disturbed all the same are marked in the tables.

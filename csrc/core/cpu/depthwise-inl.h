@@ -142,14 +142,15 @@ struct DepthwisePlan {
   std::vector<Segment> segments;  // along the row
 };
 
-// Positions [begin, end) of row `at` of image `n` of the result of `plan`, into output[(p - begin) *
-// output_step + c]. `source(n, r)` gives rows; the weights are packed [kh * kw][weight_ld].
+// Packed [kh * kw][ld].
 template <class T>
 struct DepthwiseWeights {
   const T* data;
   int64_t ld, kernel_width;
 };
 
+// Positions [begin, end) of row `at` of image `n` of the result of `plan`, into
+// output[(p - begin) * output_step + c]; `rows.row(n, r)` gives the rows that it reads.
 template <class T>
 class DepthwiseRow {
  public:
