@@ -78,6 +78,14 @@ void separable_conv2d(const SeparableConv2dParams& params, const Parallel& paral
   current_kernels().separable_conv2d[index(params.dtype)](canonical(params), parallel);
 }
 
+int64_t packed_bytes_of_separable_conv2d(const SeparableConv2dParams& params) {
+  return current_kernels().packed_bytes[index(params.dtype)](params);
+}
+
+void pack_separable_conv2d(const SeparableConv2dParams& params, void* packed) {
+  current_kernels().pack[index(params.dtype)](params, packed);
+}
+
 void separable_conv2d_backward(const SeparableConv2dBackwardParams& params, const Parallel& parallel) {
   const SeparableConv2dParams& forward = params.forward;
   require_plain("separable_conv2d_backward", plain(forward.prologue) && forward.prologue.shift == nullptr &&

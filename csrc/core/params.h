@@ -63,6 +63,8 @@ struct SeparableConv2dParams {
   Image input;
   const void* depthwise_weight = nullptr;
   const void* pointwise_weight = nullptr;
+  // Both weights as pack_separable_conv2d left them, for this instruction set; null: packed inside the call.
+  const void* packed_weights = nullptr;
   Prologue prologue;
   ChannelStage middle;  // its shift is the depthwise bias
   Epilogue epilogue;    // its shift is the pointwise bias

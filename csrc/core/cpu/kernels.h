@@ -14,6 +14,8 @@ using Kernel = void (*)(const Params&, const Parallel&);
 
 struct Kernels {
   TileShape tile[kDTypes];
+  int64_t (*packed_bytes[kDTypes])(const SeparableConv2dParams&);
+  void (*pack[kDTypes])(const SeparableConv2dParams&, void* packed);
   Kernel<SeparableConv2dParams> separable_conv2d[kDTypes];
   Kernel<SeparableConv2dBackwardParams> separable_conv2d_backward[kDTypes];
   Kernel<RowAverageParams> row_average[kDTypes];

@@ -1,6 +1,46 @@
 // Forward: for each tile of pixels, rows -> depthwise panel -> pointwise -> output. See csrc/README.md for
 // the picture.
 
+// Both weights in the compute type and in the kernels' order: taps of the depthwise, then panels of the
+// pointwise.
+template <class S>
+struct PackedLayout {
+  using T = Compute<S>;
+  explicit PackedLayout(const SeparableConv2dParams& p)
+      : depth(p.input.c * p.depth_multiplier),
+        columns(p.output.c),
+        taps(p.window.kernel[0] * p.window.kernel[1]),
+        ld(round_up(depth, Vec<T>::kLanes)),
+        pointwise(round_up(taps * ld, kScratchAlignment / sizeof(T))) {}
+  int64_t depth, columns, taps, ld;
+  int64_t pointwise;  // where the panels begin, in elements
+};
+
+template <class S>
+inline void pack_depthwise(const SeparableConv2dParams& p, const PackedLayout<S>& layout, Compute<S>* to) {
+  for (int64_t t = 0; t < layout.taps; ++t)
+    std::fill(to + t * layout.ld + layout.depth, to + (t + 1) * layout.ld, Compute<S>(0));
+  transpose_block(static_cast<const S*>(p.depthwise_weight), layout.taps, to, layout.ld, layout.depth,
+                  layout.taps);
+}
+
+template <class S>
+int64_t packed_bytes(const SeparableConv2dParams& p) {
+  using T = Compute<S>;
+  const PackedLayout<S> layout(p);
+  return (layout.pointwise + packed_size<T>(layout.depth, layout.columns)) * sizeof(T);
+}
+
+template <class S>
+void pack(const SeparableConv2dParams& p, void* packed) {
+  using T = Compute<S>;
+  const PackedLayout<S> layout(p);
+  pack_depthwise(p, layout, static_cast<T*>(packed));
+  for (int64_t panel = 0; panel < divide_up(layout.columns, kTileColumns<T>); ++panel)
+    pack_transposed(static_cast<const S*>(p.pointwise_weight), layout.depth, layout.columns, panel,
+                    static_cast<T*>(packed) + layout.pointwise);
+}
+
 // The depthwise side of a call, shared by forward and weight gradient: packed weights, taps and the middle
 // stage.
 template <class S>
@@ -10,19 +50,16 @@ class DepthwiseStage {
 
   DepthwiseStage(const SeparableConv2dParams& p, Scratch& call)
       : p_(p),
-        depth_(p.input.c * p.depth_multiplier),
-        taps_(p.window.kernel[0] * p.window.kernel[1]),
-        ld_(round_up(depth_, Vec<T>::kLanes)),
-        weights_(call.add<T>(taps_ * ld_)),
-        prologue_(p.prologue, depth_, call),
-        middle_(p.middle, depth_, call) {}
+        layout_(p),
+        weights_(call.add<T>(p.packed_weights == nullptr ? layout_.taps * layout_.ld : 0)),
+        prologue_(p.prologue, depth(), call),
+        middle_(p.middle, depth(), call) {}
 
   void prepare(Scratch& call) {
-    const S* from = static_cast<const S*>(p_.depthwise_weight);
-    T* to = call.get<T>(weights_);
-    for (int64_t t = 0; t < taps_; ++t) std::fill(to + t * ld_ + depth_, to + (t + 1) * ld_, T(0));
-    transpose_block(from, taps_, to, ld_, depth_, taps_);
-    weights = {to, ld_, p_.window.kernel[1]};
+    if (p_.packed_weights == nullptr) pack_depthwise(p_, layout_, call.get<T>(weights_));
+    weights = {
+        p_.packed_weights == nullptr ? call.get<T>(weights_) : static_cast<const T*>(p_.packed_weights),
+        layout_.ld, p_.window.kernel[1]};
     prologue = prologue_.prepare(call, p_.depth_multiplier);
     middle = middle_.prepare(call);
     const Axis vertical = axis_of(p_.window, 0, rows_of_input(), p_.output.h);
@@ -35,8 +72,8 @@ class DepthwiseStage {
     return {p_.input, p_.depth_multiplier, p_.prologue.row_average_stride, prologue,
             std::min(window, rows_of_input())};
   }
-  int64_t depth() const { return depth_; }
-  int64_t taps() const { return taps_; }
+  int64_t depth() const { return layout_.depth; }
+  int64_t taps() const { return layout_.taps; }
 
   // Depthwise outputs of pixels [first, first + count), channels [c0, c0 + channels) (those `rows` has
   // selected), into panel[pixel][channel].
@@ -63,7 +100,7 @@ class DepthwiseStage {
     return s == 0 ? p_.input.h : row_average_size(p_.input.h, s);
   }
   const SeparableConv2dParams& p_;
-  int64_t depth_, taps_, ld_;
+  PackedLayout<S> layout_;
   size_t weights_;
   StageVectors<S> prologue_, middle_;
 };
@@ -82,16 +119,18 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
   DepthwiseStage<S> depthwise(p, call);
   StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
   const int64_t depth = depthwise.depth(), pixels = p.output.n * p.output.h * p.output.w;
-  const size_t packed_slot = call.add<T>(packed_size<T>(depth, p.output.c));
+  const size_t packed_slot = call.add<T>(p.packed_weights == nullptr ? packed_size<T>(depth, p.output.c) : 0);
   depthwise.prepare(call);
   const Stage<T> epilogue = epilogue_vectors.prepare(call);
-  T* packed = call.get<T>(packed_slot);
-
-  parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      pack_transposed(static_cast<const S*>(p.pointwise_weight), depth, p.output.c, panel, packed);
-  });
-  const PackedWeights<T> weights{packed, depth};
+  PackedWeights<T> weights{static_cast<const T*>(p.packed_weights) + PackedLayout<S>(p).pointwise, depth};
+  if (p.packed_weights == nullptr) {
+    T* packed = call.get<T>(packed_slot);
+    parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        pack_transposed(static_cast<const S*>(p.pointwise_weight), depth, p.output.c, panel, packed);
+    });
+    weights.data = packed;
+  }
 
   parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
@@ -187,6 +226,6 @@ void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) 
   const int64_t pixels = p.output.n * p.output.h * p.output.w, depth = p.input.c * p.depth_multiplier;
   const ForwardPlan plan =
       plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
-  plan.few_pixels ? separable_conv2d_few_pixels<S>(p, plan, parallel)
-                  : separable_conv2d_tiles<S>(p, plan, parallel);
+  plan.few_pixels&& p.packed_weights == nullptr ? separable_conv2d_few_pixels<S>(p, plan, parallel)
+                                                : separable_conv2d_tiles<S>(p, plan, parallel);
 }

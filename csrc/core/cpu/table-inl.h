@@ -7,6 +7,8 @@ constexpr Kernels make_kernels() {
     kernel<float>, kernel<double>, kernel<BFloat16>, kernel<Float16> \
   }
   return {{tile_shape<float>(), tile_shape<double>(), tile_shape<float>(), tile_shape<float>()},
+          SEPCONV_FOR_EACH_DTYPE(packed_bytes),
+          SEPCONV_FOR_EACH_DTYPE(pack),
           SEPCONV_FOR_EACH_DTYPE(separable_conv2d),
           SEPCONV_FOR_EACH_DTYPE(separable_conv2d_backward),
           SEPCONV_FOR_EACH_DTYPE(row_average),
