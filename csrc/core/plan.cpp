@@ -19,14 +19,17 @@ const CacheSizes& cache_sizes() {
 
 ForwardPlan plan_forward(int64_t pixels, int64_t depth, int64_t out_channels, int64_t compute_bytes,
                          TileShape tile, int threads, const CacheSizes& cache) {
-  constexpr int64_t kMaxPixelTile = 196;
+  constexpr int64_t kMaxPixelTile = 192, kFewThreads = 4;
   ForwardPlan plan{};
   // Weights that outweigh the pixels are not packed: the values transposed instead are at most half as many.
   plan.few_pixels = 2 * pixels * (depth + out_channels) <= depth * out_channels &&
                     pixels * depth * compute_bytes <= cache.l2 / 2;
+  // Packing costs a few percent of the arithmetic on a hundred pixels; fetching it from another core costs
+  // more, unless many cores share the work.
+  plan.pack_in_task = threads <= kFewThreads;
   plan.panels = divide_up(out_channels, tile.columns);
-  // A quarter of L2 for the depthwise panel: packed weights and rows of the input stream through the rest.
-  const int64_t fits = cache.l2 / 4 / std::max<int64_t>(1, depth * compute_bytes);
+  // A third of L2 for the depthwise panel: packed weights and rows of the input stream through the rest.
+  const int64_t fits = cache.l2 / 3 / std::max<int64_t>(1, depth * compute_bytes);
   int64_t largest = std::clamp<int64_t>(fits, 2 * tile.rows, kMaxPixelTile) / tile.rows * tile.rows;
   plan.panel_splits = 1;
   plan.pixel_tiles = divide_up(pixels, largest);

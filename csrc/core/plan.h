@@ -21,7 +21,8 @@ struct TileShape {
 // Forward: pixels are flattened over rows and images; every task holds the full depth, so no plan changes a
 // bit of the result.
 struct ForwardPlan {
-  bool few_pixels;  // weights are read where they lie, and the depthwise output is packed instead
+  bool few_pixels;    // weights are read where they lie, and the depthwise output is packed instead
+  bool pack_in_task;  // every task packs the weights that it reads, for itself
   int64_t pixel_tile, pixel_tiles, panels, panel_splits;
   int64_t tasks() const { return pixel_tiles * panel_splits; }
 };

@@ -19,7 +19,7 @@ void require(bool holds, const char* what, int64_t a, int64_t b, int64_t c) {
 }  // namespace
 
 int main() {
-  const TileShape tile{14, 32};
+  const TileShape tile{6, 64};
   int64_t cases = 0;
   for (int64_t pixels : {1, 2, 13, 14, 100, 361, 1369, 5476, 21609, 172872})
     for (int64_t depth : {1, 3, 31, 32, 33, 64, 728, 1024, 2048, 20000})
@@ -35,7 +35,7 @@ int main() {
               require(plan.panel_splits >= 1 && plan.panel_splits <= plan.panels,
                       "a split without weight panels", pixels, out_channels, threads);
               const bool smallest = plan.pixel_tile <= 2 * tile.rows;
-              require(smallest || plan.pixel_tile * depth * bytes <= l2 / 4,
+              require(smallest || plan.pixel_tile * depth * bytes <= l2 / 3,
                       "the depthwise panel is too large", pixels, depth, l2);
             }
           const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out_channels, bytes, tile);

@@ -3,13 +3,15 @@
 // panel is filled by a depthwise, by a gather (dense convolution) or lies in memory already; the weight
 // gradient reads it transposed.
 
+// A register tile is up to kTileVectors vectors of columns wide; the fewer, the more rows it has.
 template <class T>
-inline constexpr int kTileColumns =
-    Registers<T>::kTileVectors * Vec<T>::kLanes;  // width of a packed weight panel
+inline constexpr int kTileVectors = static_cast<int>(Registers<T>::kTileRows.size());
+template <class T>
+inline constexpr int kTileColumns = kTileVectors<T> * Vec<T>::kLanes;  // width of a packed weight panel
 
 template <class T>
 constexpr TileShape tile_shape() {
-  return {Registers<T>::kTileRows, kTileColumns<T>};
+  return {Registers<T>::kTileRows[kTileVectors<T> - 1], kTileColumns<T>};
 }
 
 // Where a block of the result goes, and what happens to it before its only store.
@@ -31,7 +33,23 @@ struct Panel {
   int64_t row_step, depth_step;
 };
 
-// A register tile whose store is more than a store: from a buffer in L1 (`tile`, kTileColumns wide) to its
+// Memory that will be read soon: a register tile asks for a line of it every other step, into L2.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const void* data, int64_t bytes)
+      : at_(static_cast<const char*>(data)), end_(at_ + std::max<int64_t>(0, bytes)) {}
+
+  static constexpr int64_t kLine = 64;
+  const char* at() const { return at_; }
+  int64_t step() const { return at_ < end_ ? kLine : 0; }
+  void advance(int64_t lines) { at_ = std::min(end_, at_ + lines * kLine); }
+
+ private:
+  const char *at_ = nullptr, *end_ = nullptr;
+};
+
+// A tile whose store is more than a bias and a clamp: from a buffer in L1 (`tile`, kTileColumns wide) to its
 // place.
 template <class T>
 inline void finish_tile(const T* tile, int64_t rows, const TileOutput<T>& out, int64_t row) {
@@ -40,112 +58,185 @@ inline void finish_tile(const T* tile, int64_t rows, const TileOutput<T>& out, i
     T* to = out.data + (row + r) * out.ld;
     const T* residual = out.residual == nullptr ? nullptr : out.residual + (row + r) * out.residual_ld;
     for_each_vector<T>(out.columns, [&](auto vector, int64_t c) {
-      Vec<T> sum = load(from + c);
-      if (out.accumulate) sum = add(vector.read(to + c), sum);
-      sum = affine(sum, out.stage, c);
+      Vec<T> sum = affine(load(from + c), out.stage, c);
       if (residual != nullptr) sum = add(sum, vector.read(residual + c));
       vector.write(to + c, activate(sum, out.stage.activation));
     });
   }
 }
 
+inline constexpr int kDepthUnroll = 2;
+
+// What one register tile works on; `weights` has whole vectors of columns.
+template <class T>
+struct Tile {
+  Panel<T> panel;  // from the tile's first row
+  const T* weights;
+  int64_t weights_ld, depth, row;
+  const TileOutput<T>& out;
+  const char* ahead;
+  int64_t ahead_step;
+};
+
 // kRows pixels x kVectors vectors of columns. `kTransposed` says which step of the panel is 1.
 template <int kRows, int kVectors, bool kTransposed, class T>
-void multiply_tile(const Panel<T>& panel, const T* weights, int64_t weights_ld, int64_t depth,
-                   const TileOutput<T>& out, int64_t row) {
+void multiply_tile(const Tile<T>& tile) {
   constexpr int kLanes = Vec<T>::kLanes;
-  const int64_t row_step = kTransposed ? 1 : panel.row_step, depth_step = kTransposed ? panel.depth_step : 1;
-  const T* left = panel.data + row * row_step;
+  const TileOutput<T>& out = tile.out;
+  const int tail = static_cast<int>(out.columns - (kVectors - 1) * kLanes);  // lanes of the last vector
+  T* to = out.data + tile.row * out.ld;
   Vec<T> sums[kRows][kVectors];
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = zero<T>();
-  for (int64_t k = 0; k < depth; ++k) {
+    for (int v = 0; v < kVectors; ++v) {
+      if (!out.accumulate) {
+        sums[r][v] = zero<T>();
+      } else {
+        const T* from = to + r * out.ld + v * kLanes;
+        sums[r][v] = v < kVectors - 1 || tail == kLanes ? load(from) : load(from, tail);
+      }
+    }
+
+  const int64_t row_step = kTransposed ? 1 : tile.panel.row_step,
+                depth_step = kTransposed ? tile.panel.depth_step : 1, weights_ld = tile.weights_ld;
+  const T *left = tile.panel.data, *weights = tile.weights;
+  const auto step = [&]() __attribute__((always_inline)) {
     Vec<T> w[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = load(weights + k * weights_ld + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) w[v] = load(weights + v * kLanes);
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
-      const Vec<T> x = broadcast(left[r * row_step + k * depth_step]);
+      const Vec<T> x = broadcast(left[r * row_step]);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(x, w[v], sums[r][v]);
     }
+    left += depth_step, weights += weights_ld;
+  };
+  const char* ahead = tile.ahead;
+  int64_t k = 0;
+  for (; k + kDepthUnroll <= tile.depth; k += kDepthUnroll) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += tile.ahead_step;
+#pragma GCC unroll 2
+    for (int u = 0; u < kDepthUnroll; ++u) step();
   }
-  // Most tiles of a plain call: the registers are the result. Others pass through L1, once a tile.
-  const bool plain =
-      out.columns == kVectors * kLanes && !out.accumulate && out.residual == nullptr && out.stage.empty();
-  alignas(kScratchAlignment) T buffer[kRows * kTileColumns<T>];
-  T* to = plain ? out.data + row * out.ld : buffer;
-  const int64_t ld = plain ? out.ld : kTileColumns<T>;
+  for (; k < tile.depth; ++k) step();
+
+  const bool clamped =
+      out.stage.activation == Activation::kRelu || out.stage.activation == Activation::kRelu6;
+  if (out.residual != nullptr || out.stage.scale != nullptr ||
+      (out.stage.activation != Activation::kNone && !clamped)) {
+    alignas(kScratchAlignment) T buffer[kRows * kTileColumns<T>];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) store(buffer + r * kTileColumns<T> + v * kLanes, sums[r][v]);
+    return finish_tile(static_cast<const T*>(buffer), kRows, out, tile.row);
+  }
+  if (out.stage.shift != nullptr) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec<T> shift = load(out.stage.shift + v * kLanes);
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) sums[r][v] = add(sums[r][v], shift);
+    }
+  }
+  if (clamped) {
+    const Vec<T> high =
+        broadcast(out.stage.activation == Activation::kRelu6 ? T(6) : std::numeric_limits<T>::infinity());
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = min(high, max(zero<T>(), sums[r][v]));
+  }
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(to + r * ld + v * kLanes, sums[r][v]);
-  if (!plain) finish_tile(static_cast<const T*>(buffer), kRows, out, row);
+    for (int v = 0; v < kVectors; ++v) {
+      T* at = to + r * out.ld + v * kLanes;
+      v < kVectors - 1 || tail == kLanes ? store(at, sums[r][v]) : store(at, sums[r][v], tail);
+    }
 }
 
 template <class T>
-using TileKernel = void (*)(const Panel<T>&, const T*, int64_t, int64_t, const TileOutput<T>&, int64_t);
-template <class T>
-using TileKernels = std::array<TileKernel<T>, Registers<T>::kTileRows>;  // by rows - 1
+using TileKernel = void (*)(const Tile<T>&);
 
-template <int kVectors, bool kTransposed, class T, int... kRows>
-constexpr TileKernels<T> tile_kernels(std::integer_sequence<int, kRows...>) {
-  return {multiply_tile<kRows + 1, kVectors, kTransposed, T>...};
-}
+// multiply_tile for every number of rows and vectors that a register tile may have.
+template <bool kTransposed, class T>
+struct TileKernels {
+  static constexpr int kMostRows = Registers<T>::kTileRows[0];
+  TileKernel<T> of[kTileVectors<T>][kMostRows];
 
-// `rows` rows of the panel against one packed weight panel. Rows are cut evenly: 16 as 8 + 8, not 14 + 2.
-// Half a panel of columns (16 or fewer of 32) takes tiles of one vector.
+  template <int kVectors, int... kRows>
+  constexpr void fill(std::integer_sequence<int, kRows...>) {
+    ((of[kVectors - 1][kRows] = multiply_tile<kRows + 1, kVectors, kTransposed, T>), ...);
+  }
+  template <int... kVectors>
+  constexpr explicit TileKernels(std::integer_sequence<int, kVectors...>) : of{} {
+    (fill<kVectors + 1>(std::make_integer_sequence<int, Registers<T>::kTileRows[kVectors]>{}), ...);
+  }
+};
+
+// `rows` rows of the panel against one packed weight panel. Rows are cut evenly: 8 as 4 + 4, not 6 + 2.
 template <bool kTransposed, class T>
 inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int64_t weights_ld, int64_t depth,
-                     const TileOutput<T>& out) {
-  static_assert(Registers<T>::kTileVectors == 2);
-  constexpr auto kAllRows = std::make_integer_sequence<int, Registers<T>::kTileRows>{};
-  static constexpr TileKernels<T> kKernels[2] = {tile_kernels<1, kTransposed, T>(kAllRows),
-                                                 tile_kernels<2, kTransposed, T>(kAllRows)};
+                     const TileOutput<T>& out, Ahead& ahead) {
+  static constexpr TileKernels<kTransposed, T> kKernels{std::make_integer_sequence<int, kTileVectors<T>>{}};
   if (rows == 0) return;
-  const TileKernels<T>& kernels = kKernels[out.columns > Vec<T>::kLanes];
-  const int64_t tiles = divide_up(rows, Registers<T>::kTileRows);
+  const auto v = static_cast<size_t>(divide_up(out.columns, Vec<T>::kLanes) - 1);
+  const int64_t tiles = divide_up(rows, Registers<T>::kTileRows[v]);
   for (int64_t i = 0, row = 0; i < tiles; ++i) {
     const int64_t next = rows * (i + 1) / tiles;
-    kernels[static_cast<size_t>(next - row - 1)](panel, weights, weights_ld, depth, out, row);
+    const Panel<T> from{panel.data + row * panel.row_step, panel.row_step, panel.depth_step};
+    const char* wanted = ahead.step() == 0 ? reinterpret_cast<const char*>(weights) : ahead.at();
+    kKernels.of[v][next - row - 1]({from, weights, weights_ld, depth, row, out, wanted, ahead.step()});
+    ahead.advance(depth / kDepthUnroll);
     row = next;
   }
 }
+template <bool kTransposed, class T>
+inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int64_t weights_ld, int64_t depth,
+                     const TileOutput<T>& out) {
+  Ahead nothing;
+  multiply<kTransposed>(panel, rows, weights, weights_ld, depth, out, nothing);
+}
 
-// Packed weights: panels of kTileColumns columns, each [depth][kTileColumns], columns past the end zero.
+// Packed weights: panels of kTileColumns columns, each [depth][columns], the last one as wide as it has whole
+// vectors; columns past the end are zero.
 template <class T>
 struct PackedWeights {
   const T* data;
-  int64_t depth;
-  const T* panel(int64_t p) const { return data + p * depth * kTileColumns<T>; }
+  int64_t depth, columns;
+
+  int64_t panels() const { return divide_up(columns, kTileColumns<T>); }
+  int64_t width(int64_t p) const {
+    return std::min<int64_t>(kTileColumns<T>, round_up(columns - p * kTileColumns<T>, Vec<T>::kLanes));
+  }
+  int64_t offset(int64_t p) const { return p * depth * kTileColumns<T>; }
+  const T* panel(int64_t p) const { return data + offset(p); }
+  int64_t size() const { return depth * round_up(columns, Vec<T>::kLanes); }
 };
-template <class T>
-inline int64_t packed_size(int64_t depth, int64_t columns) {
-  return divide_up(columns, kTileColumns<T>) * depth * kTileColumns<T>;
-}
 
 // Panel `p` from weights stored (columns, depth): the forward.
 template <class S>
-inline void pack_transposed(const S* weights, int64_t depth, int64_t columns, int64_t p, Compute<S>* packed) {
+inline void pack_transposed(const S* weights, const PackedWeights<Compute<S>>& shape, int64_t p,
+                            Compute<S>* to) {
   using T = Compute<S>;
-  constexpr int64_t kColumns = kTileColumns<T>;
-  const int64_t first = p * kColumns, valid = std::min(kColumns, columns - first);
-  T* to = packed + p * depth * kColumns;
-  if (valid < kColumns) std::fill(to, to + depth * kColumns, T(0));
-  transpose_block(weights + first * depth, depth, to, kColumns, valid, depth);
+  const int64_t first = p * kTileColumns<T>, width = shape.width(p), depth = shape.depth;
+  const int64_t valid = std::min(width, shape.columns - first);
+  if (valid < width) std::fill(to, to + depth * width, T(0));
+  transpose_block(weights + first * depth, depth, to, width, valid, depth);
 }
 
 // Panel `p` from weights stored (depth, columns): the gradient of the depthwise output.
 template <class S>
-inline void pack_rows(const S* weights, int64_t depth, int64_t columns, int64_t p, Compute<S>* packed) {
+inline void pack_rows(const S* weights, const PackedWeights<Compute<S>>& shape, int64_t p, Compute<S>* to) {
   using T = Compute<S>;
-  constexpr int64_t kColumns = kTileColumns<T>;
-  const int64_t first = p * kColumns, valid = std::min(kColumns, columns - first);
-  T* to = packed + p * depth * kColumns;
-  for (int64_t k = 0; k < depth; ++k) {
-    convert(weights + k * columns + first, to + k * kColumns, valid);
-    std::fill(to + k * kColumns + valid, to + (k + 1) * kColumns, T(0));
+  const int64_t first = p * kTileColumns<T>, width = shape.width(p);
+  const int64_t valid = std::min(width, shape.columns - first);
+  for (int64_t k = 0; k < shape.depth; ++k) {
+    convert(weights + k * shape.columns + first, to + k * width, valid);
+    std::fill(to + k * width + valid, to + (k + 1) * width, T(0));
   }
 }

@@ -100,7 +100,8 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
   StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
   const int64_t depth = dense.depth(), pixels = p.output.n * p.output.h * p.output.w;
   const size_t ordered_slot = call.add<S>(p.output.c * depth);
-  const size_t packed_slot = call.add<T>(packed_size<T>(depth, p.output.c));
+  PackedWeights<T> weights{nullptr, depth, p.output.c};
+  const size_t packed_slot = call.add<T>(weights.size());
   dense.prepare(call);
   const Stage<T> epilogue = epilogue_vectors.prepare(call);
   S* ordered = call.get<S>(ordered_slot);
@@ -109,8 +110,8 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
   ForwardPlan plan =
       plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
   for (int64_t panel = 0; panel < plan.panels; ++panel)
-    pack_transposed(ordered, depth, p.output.c, panel, packed);
-  const PackedWeights<T> weights{packed, depth};
+    pack_transposed(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
+  weights.data = packed;
 
   parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
@@ -127,7 +128,7 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
       const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
       for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
         output.write(first, count, j * kTileColumns<T>, epilogue, [&](const TileOutput<T>& out) {
-          multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), kTileColumns<T>, depth, out);
+          multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), weights.width(j), depth, out);
         });
     }
   });

@@ -118,15 +118,15 @@ void dense_input_pass(const RowAverageConv2dBackwardParams& b, const Parallel& p
   Scratch call(ScratchUse::kCall);
   DenseStage<S> dense(p, call);
   const int64_t depth = dense.depth();
-  const size_t ordered_slot = call.add<S>(gy.c * depth),
-               packed_slot = call.add<T>(packed_size<T>(gy.c, depth));
+  PackedWeights<T> weights{nullptr, gy.c, depth};
+  const size_t ordered_slot = call.add<S>(gy.c * depth), packed_slot = call.add<T>(weights.size());
   dense.prepare(call);
   S* ordered = call.get<S>(ordered_slot);
   T* packed = call.get<T>(packed_slot);
   dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
-  for (int64_t panel = 0; panel < divide_up(depth, kTileColumns<T>); ++panel)
-    pack_rows(ordered, gy.c, depth, panel, packed);
-  const PackedWeights<T> weights{packed, gy.c};
+  for (int64_t panel = 0; panel < weights.panels(); ++panel)
+    pack_rows(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
+  weights.data = packed;
 
   parallel.run(gy.n, [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
@@ -142,7 +142,7 @@ void dense_input_pass(const RowAverageConv2dBackwardParams& b, const Parallel& p
         const T* left = gradient.tile(n * gy.h * gy.w + first, count);
         for (int64_t c = 0; c < depth; c += kTileColumns<T>)
           multiply<false>(Panel<T>{left, gradient.ld(), 1}, count, weights.panel(c / kTileColumns<T>),
-                          kTileColumns<T>, gy.c,
+                          weights.width(c / kTileColumns<T>), gy.c,
                           TileOutput<T>{panel + c, ld, std::min<int64_t>(kTileColumns<T>, depth - c)});
         averaged.scatter(panel, ld, first, count);
       }

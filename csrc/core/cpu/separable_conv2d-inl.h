@@ -14,6 +14,7 @@ struct PackedLayout {
         pointwise(round_up(taps * ld, kScratchAlignment / sizeof(T))) {}
   int64_t depth, columns, taps, ld;
   int64_t pointwise;  // where the panels begin, in elements
+  PackedWeights<T> weights() const { return {nullptr, depth, columns}; }
 };
 
 template <class S>
@@ -28,7 +29,7 @@ template <class S>
 int64_t packed_bytes(const SeparableConv2dParams& p) {
   using T = Compute<S>;
   const PackedLayout<S> layout(p);
-  return (layout.pointwise + packed_size<T>(layout.depth, layout.columns)) * sizeof(T);
+  return (layout.pointwise + layout.weights().size()) * int64_t{sizeof(T)};
 }
 
 template <class S>
@@ -36,9 +37,10 @@ void pack(const SeparableConv2dParams& p, void* packed) {
   using T = Compute<S>;
   const PackedLayout<S> layout(p);
   pack_depthwise(p, layout, static_cast<T*>(packed));
-  for (int64_t panel = 0; panel < divide_up(layout.columns, kTileColumns<T>); ++panel)
-    pack_transposed(static_cast<const S*>(p.pointwise_weight), layout.depth, layout.columns, panel,
-                    static_cast<T*>(packed) + layout.pointwise);
+  const PackedWeights<T> weights = layout.weights();
+  for (int64_t j = 0; j < weights.panels(); ++j)
+    pack_transposed(static_cast<const S*>(p.pointwise_weight), weights, j,
+                    static_cast<T*>(packed) + layout.pointwise + weights.offset(j));
 }
 
 // The depthwise side of a call, shared by forward and weight gradient: packed weights, taps and the middle
@@ -90,11 +92,28 @@ class DepthwiseStage {
     }
   }
 
+  // The memory between the lowest rows that the first and the last of these pixels read: what a tile reads
+  // and the one before did not.
+  Ahead ahead(const RowSource<S>& rows, int64_t first, int64_t count) const {
+    if (!rows.in_place()) return {};
+    const S *begin = lowest(first), *end = lowest(first + count - 1) + depth();
+    return {begin, (end - begin) * int64_t{sizeof(S)}};
+  }
+
   DepthwiseWeights<T> weights{};
   DepthwisePlan plan{};
   Stage<T> prologue, middle;
 
  private:
+  const S* lowest(int64_t pixel) const {
+    const Image &in = p_.input, &out = p_.output;
+    const int64_t w = pixel % out.w, h = pixel / out.w % out.h, n = pixel / out.w / out.h;
+    const Window& window = p_.window;
+    const int64_t bottom = (window.kernel[0] - 1) * window.dilation[0] - window.padding[0];
+    const int64_t row = std::clamp<int64_t>(h * window.stride[0] + bottom, 0, in.h - 1);
+    const int64_t column = std::min(w * window.stride[1], in.w - 1);
+    return static_cast<const S*>(in.data) + n * in.stride_n + row * in.stride_h + column * in.stride_w;
+  }
   int64_t rows_of_input() const {
     const int64_t s = p_.prologue.row_average_stride;
     return s == 0 ? p_.input.h : row_average_size(p_.input.h, s);
@@ -111,6 +130,54 @@ inline int64_t panel_ld(int64_t depth) {
   return round_up(depth, Vec<T>::kLanes) + Vec<T>::kLanes;
 }
 
+// The pointwise weights of a task. Packed before the call (frozen), by all threads at its start, or by each
+// task for itself, a panel right before its first use: what one core packs and another reads crosses the
+// chip, which takes longer than packing.
+template <class S>
+class WeightPanels {
+ public:
+  using T = Compute<S>;
+
+  // `shared`: where every panel is packed already, or null: panels are packed on demand. Those of one use
+  // only share the memory of one, which then stays in L2.
+  WeightPanels(const SeparableConv2dParams& p, const T* shared, int64_t depth, bool used_once, Scratch& task)
+      : from_(static_cast<const S*>(p.pointwise_weight)),
+        task_(task),
+        weights_{shared, depth, p.output.c},
+        used_once_(used_once) {
+    if (shared != nullptr) return;
+    slot_ = task.add<T>(used_once ? depth * weights_.width(0) : weights_.size());
+    packed_.assign(static_cast<size_t>(weights_.panels()), false);
+  }
+
+  int64_t width(int64_t j) const { return weights_.width(j); }
+  const T* panel(int64_t j) {
+    if (weights_.data != nullptr) return weights_.panel(j);
+    T* own = task_.get<T>(slot_) + (used_once_ ? 0 : weights_.offset(j));
+    if (!packed_[static_cast<size_t>(j)]) pack_transposed(from_, weights_, j, own);
+    packed_[static_cast<size_t>(j)] = !used_once_;
+    return own;
+  }
+  // What panel(j) will read.
+  Ahead ahead(int64_t j) const {
+    const int64_t depth = weights_.depth, first = j * kTileColumns<T>;
+    if (weights_.data == nullptr && !packed_[static_cast<size_t>(j)])
+      return {from_ + first * depth,
+              std::min<int64_t>(kTileColumns<T>, weights_.columns - first) * depth * int64_t{sizeof(S)}};
+    const T* data = weights_.data != nullptr ? weights_.data : task_.get<T>(slot_);
+    return {data + weights_.offset(j), depth * width(j) * int64_t{sizeof(T)}};
+  }
+  int64_t bytes() const { return weights_.size() * int64_t{sizeof(T)}; }
+
+ private:
+  const S* from_;
+  Scratch& task_;
+  PackedWeights<T> weights_;  // data: null where they are packed here
+  bool used_once_;
+  size_t slot_ = 0;
+  std::vector<bool> packed_;
+};
+
 template <class S>
 void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& plan,
                             const Parallel& parallel) {
@@ -119,15 +186,18 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
   DepthwiseStage<S> depthwise(p, call);
   StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
   const int64_t depth = depthwise.depth(), pixels = p.output.n * p.output.h * p.output.w;
-  const size_t packed_slot = call.add<T>(p.packed_weights == nullptr ? packed_size<T>(depth, p.output.c) : 0);
+  PackedWeights<T> weights{nullptr, depth, p.output.c};
+  const bool pack_now = p.packed_weights == nullptr && !plan.pack_in_task;
+  const size_t packed_slot = call.add<T>(pack_now ? weights.size() : 0);
   depthwise.prepare(call);
   const Stage<T> epilogue = epilogue_vectors.prepare(call);
-  PackedWeights<T> weights{static_cast<const T*>(p.packed_weights) + PackedLayout<S>(p).pointwise, depth};
-  if (p.packed_weights == nullptr) {
+  if (p.packed_weights != nullptr)
+    weights.data = static_cast<const T*>(p.packed_weights) + PackedLayout<S>(p).pointwise;
+  if (pack_now) {
     T* packed = call.get<T>(packed_slot);
     parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
-      for (int64_t panel = begin; panel < end; ++panel)
-        pack_transposed(static_cast<const S*>(p.pointwise_weight), depth, p.output.c, panel, packed);
+      for (int64_t j = begin; j < end; ++j)
+        pack_transposed(static_cast<const S*>(p.pointwise_weight), weights, j, packed + weights.offset(j));
     });
     weights.data = packed;
   }
@@ -138,19 +208,30 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
     const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
     RowSource<S> rows(depthwise.rows(), depth, task);
     OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
+    WeightPanels<S> panels(p, weights.data, depth, end - begin == 1, task);
     DepthwiseRow<T> kernel;
     rows.select(0, depth);
     T* panel = task.get<T>(panel_slot);
+    const bool stream_weights = panels.bytes() > cache_sizes().l2 / 4;
     for (int64_t index = begin; index < end; ++index) {
       // Tiles vary fastest: a thread keeps its share of the weights in cache.
       const int64_t split = index / plan.pixel_tiles, first = index % plan.pixel_tiles * plan.pixel_tile;
       const int64_t count = std::min(plan.pixel_tile, pixels - first);
       depthwise.fill(rows, kernel, first, count, 0, depth, panel, ld);
-      const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
-      for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
+      const int64_t j0 = plan.panels * split / plan.panel_splits,
+                    j1 = plan.panels * (split + 1) / plan.panel_splits;
+      for (int64_t j = j0; j < j1; ++j) {
+        const T* panel_weights = panels.panel(j);
+        Ahead ahead;
+        if (j + 1 < j1) {
+          if (stream_weights) ahead = panels.ahead(j + 1);
+        } else if (first + count < pixels) {
+          ahead = depthwise.ahead(rows, first + count, std::min(plan.pixel_tile, pixels - first - count));
+        }
         output.write(first, count, j * kTileColumns<T>, epilogue, [&](const TileOutput<T>& out) {
-          multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), kTileColumns<T>, depth, out);
+          multiply<false>(Panel<T>{panel, ld, 1}, count, panel_weights, panels.width(j), depth, out, ahead);
         });
+      }
     }
   });
 }
@@ -167,7 +248,8 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
   DepthwiseStage<S> depthwise(p, call);
   StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
   const int64_t depth = depthwise.depth(), pixels = p.output.n * p.output.h * p.output.w;
-  const size_t packed_slot = call.add<T>(packed_size<T>(depth, pixels));
+  PackedWeights<T> packed_pixels{nullptr, depth, pixels};  // the right factor, as weights are elsewhere
+  const size_t packed_slot = call.add<T>(packed_pixels.size());
   depthwise.prepare(call);
   const Stage<T> epilogue = epilogue_vectors.prepare(call);
   T* packed = call.get<T>(packed_slot);
@@ -185,13 +267,14 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
       for (int64_t first = 0; first < pixels; first += kColumns) {
         const int64_t count = std::min(kColumns, pixels - first);
         depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
-        T* to = packed + first * depth + c0 * kColumns;
-        if (count < kColumns) std::fill(to, to + channels * kColumns, T(0));
-        transpose_block(static_cast<const T*>(panel), ld, to, kColumns, count, channels);
+        const int64_t width = packed_pixels.width(first / kColumns);
+        T* to = packed + first * depth + c0 * width;
+        if (count < width) std::fill(to, to + channels * width, T(0));
+        transpose_block(static_cast<const T*>(panel), ld, to, width, count, channels);
       }
     }
   });
-  const PackedWeights<T> packed_pixels{packed, depth};
+  packed_pixels.data = packed;
 
   parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
@@ -208,7 +291,8 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
       for (int64_t first = 0; first < pixels; first += kColumns) {
         const int64_t count = std::min(kColumns, pixels - first);
         multiply<false>(Panel<T>{weights, depth, 1}, channels, packed_pixels.panel(first / kColumns),
-                        kColumns, depth, TileOutput<T>{by_channel, kColumns, count});
+                        packed_pixels.width(first / kColumns), depth,
+                        TileOutput<T>{by_channel, kColumns, count});
         output.write(first, count, c0, epilogue, [&](const TileOutput<T>& out) {
           const bool plain = out.stage.empty() && out.residual == nullptr;
           transpose_block(static_cast<const T*>(by_channel), kColumns, plain ? out.data : by_pixel,

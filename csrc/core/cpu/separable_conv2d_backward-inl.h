@@ -129,16 +129,17 @@ void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel
   plan.channel_blocks = divide_up(depth, plan.channel_block);
 
   const int64_t sums_ld = round_up(depth, lanes), sums_rows = taps + 1;  // the last row: the bias
-  const size_t packed_slot = call.add<T>(packed_size<T>(gy.c, depth));
+  PackedWeights<T> weights{nullptr, gy.c, depth};
+  const size_t packed_slot = call.add<T>(weights.size());
   const size_t sums_slot = call.add<T>(plan.image_groups * sums_rows * sums_ld);
   depthwise.prepare(call);
   T* packed = call.get<T>(packed_slot);
   T* all_sums = call.get<T>(sums_slot);
-  parallel.run(divide_up(depth, kTileColumns<T>), [&](int64_t begin, int64_t end) {
+  parallel.run(weights.panels(), [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel)
-      pack_rows(static_cast<const S*>(p.pointwise_weight), gy.c, depth, panel, packed);
+      pack_rows(static_cast<const S*>(p.pointwise_weight), weights, panel, packed + weights.offset(panel));
   });
-  const PackedWeights<T> weights{packed, gy.c};
+  weights.data = packed;
   const DepthwisePlan backward{Direction::kBackward, depthwise.plan.vertical,
                                segments_of(axis_of(p.window, 1, p.input.w, gy.w), Direction::kBackward)};
   const int64_t reach =
@@ -177,7 +178,8 @@ void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel
           const T* tile_gradient = gradient.tile(first * gy.w, pixels);
           for (int64_t c = 0; c < channels; c += kTileColumns<T>)
             multiply<false>(Panel<T>{tile_gradient, gradient.ld(), 1}, pixels,
-                            weights.panel((c0 + c) / kTileColumns<T>), kTileColumns<T>, gy.c,
+                            weights.panel((c0 + c) / kTileColumns<T>),
+                            weights.width((c0 + c) / kTileColumns<T>), gy.c,
                             TileOutput<T>{ring.tile(tile) + c, ring.ld(),
                                           std::min<int64_t>(kTileColumns<T>, channels - c)});
         }

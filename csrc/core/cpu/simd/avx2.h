@@ -15,8 +15,7 @@ struct Vec<double> {
 
 template <class T>
 struct Registers {
-  static constexpr int kTileRows = 6,
-                       kTileVectors = 2;  // 12 accumulators, 2 weights, 1 broadcast of 16 registers
+  static constexpr std::array<int, 2> kTileRows{12, 6};  // accumulators, weights and a broadcast in 16
   static constexpr int kUnroll = 6;
 };
 

@@ -15,8 +15,8 @@ struct Vec {
 
 template <class T>
 struct Registers {
-  static constexpr int kTileRows = 4, kTileVectors = 2;  // pointwise accumulators: 4 x 2
-  static constexpr int kUnroll = 4;                      // depthwise outputs at once
+  static constexpr std::array<int, 2> kTileRows{4, 4};  // of a pointwise tile one and two vectors wide
+  static constexpr int kUnroll = 4;                     // depthwise outputs at once
 };
 
 template <class T>
