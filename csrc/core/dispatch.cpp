@@ -143,7 +143,8 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
   const Image &in = params.input, &out = params.output;
   const int64_t compute_bytes = params.dtype == DType::kFloat64 ? 8 : 4;
   const int64_t depth = in.c * params.depth_multiplier, pixels = out.n * out.h * out.w;
-  const ForwardPlan forward = plan_forward(pixels, depth, out.c, compute_bytes, tile, threads, cache_sizes());
+  const ForwardPlan forward =
+      plan_forward(pixels, out.w, depth, out.c, compute_bytes, tile, threads, cache_sizes());
   const InputGradientPlan inputs = plan_input_gradient(out.n, out.h, out.w, depth, tile);
   const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out.c, compute_bytes, tile);
   std::ostringstream text;
@@ -157,8 +158,8 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
          << "depthwise output   " << pixels << " x " << depth << " values, packed\n";
   } else {
     text << "forward            " << forward.tasks() << " tasks: " << forward.pixel_tiles << " tiles of "
-         << forward.pixel_tile << " pixels x " << forward.panel_splits << " splits of " << forward.panels
-         << " weight panels\n"
+         << forward.pixel_tile << " pixels" << (forward.strips == 1 ? "" : " in strips of columns") << " x "
+         << forward.panel_splits << " splits of " << forward.panels << " weight panels\n"
          << "depthwise panel    " << forward.pixel_tile << " x " << depth << " values, "
          << forward.pixel_tile * depth * compute_bytes / 1024 << " KiB a thread\n";
   }

@@ -17,10 +17,22 @@ const CacheSizes& cache_sizes() {
   return sizes;
 }
 
-ForwardPlan plan_forward(int64_t pixels, int64_t depth, int64_t out_channels, int64_t compute_bytes,
-                         TileShape tile, int threads, const CacheSizes& cache) {
-  constexpr int64_t kMaxPixelTile = 192, kFewThreads = 4;
+PixelTile ForwardPlan::tile(int64_t index) const {
+  const int64_t strip = index % strips, column = width * strip / strips,
+                strip_width = width * (strip + 1) / strips - column;
+  const int64_t rows = strips == 1 ? 0 : pixel_tile / divide_up(width, strips);
+  const int64_t size = strips == 1 ? pixel_tile : rows * strip_width, first = index / strips * size;
+  return {column, strip_width, first, std::min(size, pixels / width * strip_width - first)};
+}
+
+ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t out_channels,
+                         int64_t compute_bytes, TileShape tile, int threads, const CacheSizes& cache) {
+  constexpr int64_t kMaxPixelTile = 192, kFewThreads = 4, kStripRows = 4, kMinStrip = 24;
+  constexpr int64_t kWorthAThread = 1 << 17;  // multiply-adds: some microseconds, what waking one takes
+  threads = static_cast<int>(
+      std::clamp<int64_t>(pixels * std::max<int64_t>(depth, 1) * out_channels / kWorthAThread, 1, threads));
   ForwardPlan plan{};
+  plan.pixels = pixels, plan.width = width, plan.strips = 1, plan.panel_splits = 1;
   // Weights that outweigh the pixels are not packed: the values transposed instead are at most half as many.
   plan.few_pixels = 2 * pixels * (depth + out_channels) <= depth * out_channels &&
                     pixels * depth * compute_bytes <= cache.l2 / 2;
@@ -30,8 +42,16 @@ ForwardPlan plan_forward(int64_t pixels, int64_t depth, int64_t out_channels, in
   plan.panels = divide_up(out_channels, tile.columns);
   // A third of L2 for the depthwise panel: packed weights and rows of the input stream through the rest.
   const int64_t fits = cache.l2 / 3 / std::max<int64_t>(1, depth * compute_bytes);
-  int64_t largest = std::clamp<int64_t>(fits, 2 * tile.rows, kMaxPixelTile) / tile.rows * tile.rows;
-  plan.panel_splits = 1;
+  const int64_t largest = std::clamp<int64_t>(fits, 2 * tile.rows, kMaxPixelTile) / tile.rows * tile.rows;
+
+  // The depthwise takes kStripRows rows at once; rows too long for that are cut into strips.
+  if (width * kStripRows > largest && largest >= kStripRows * kMinStrip) {
+    plan.strips = divide_up(width * kStripRows, largest);
+    plan.pixel_tile = kStripRows * divide_up(width, plan.strips);
+    plan.pixel_tiles = divide_up(pixels / width, kStripRows) * plan.strips;
+    if (plan.pixel_tiles >= 2 * threads) return plan;
+    plan.strips = 1;
+  }
   plan.pixel_tiles = divide_up(pixels, largest);
   if (threads > 1 && plan.pixel_tiles < 2 * threads) {
     // Too few tiles to keep every thread busy. Small maps split the output channels (each split recomputes

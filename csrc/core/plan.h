@@ -18,16 +18,24 @@ struct TileShape {
   int64_t columns;  // output channels of a register tile: the width of a packed panel
 };
 
-// Forward: pixels are flattened over rows and images; every task holds the full depth, so no plan changes a
-// bit of the result.
+// Pixels [first, first + count) of a strip of columns, counted along the strip's rows of all images in order.
+struct PixelTile {
+  int64_t column, width, first, count;
+};
+
+// Forward: pixels are flattened over rows and images, of wide maps strip by strip of columns; every task
+// holds the full depth, so no plan changes a bit of the result.
 struct ForwardPlan {
-  bool few_pixels;    // weights are read where they lie, and the depthwise output is packed instead
-  bool pack_in_task;  // every task packs the weights that it reads, for itself
+  bool few_pixels;        // weights are read where they lie, and the depthwise output is packed instead
+  bool pack_in_task;      // every task packs the weights that it reads, for itself
+  int64_t pixels, width;  // of the output: all pixels, and those of a row
+  int64_t strips;         // of columns: where a tile of whole rows would have too few of them
   int64_t pixel_tile, pixel_tiles, panels, panel_splits;
   int64_t tasks() const { return pixel_tiles * panel_splits; }
+  PixelTile tile(int64_t index) const;  // strips vary fastest: neighbours share rows
 };
-ForwardPlan plan_forward(int64_t pixels, int64_t depth, int64_t out_channels, int64_t compute_bytes,
-                         TileShape tile, int threads, const CacheSizes& cache);
+ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t out_channels,
+                         int64_t compute_bytes, TileShape tile, int threads, const CacheSizes& cache);
 
 // Backward: groups of images and blocks of channels. Sums over groups are merged in order, so these may
 // depend on the shape alone: never on threads or caches.

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
+#include <vector>
 
 #include "core/plan.h"
 
@@ -21,17 +23,36 @@ void require(bool holds, const char* what, int64_t a, int64_t b, int64_t c) {
 int main() {
   const TileShape tile{6, 64};
   int64_t cases = 0;
-  for (int64_t pixels : {1, 2, 13, 14, 100, 361, 1369, 5476, 21609, 172872})
+  for (auto [height, width] : {std::pair<int64_t, int64_t>{1, 1},
+                               {1, 2},
+                               {13, 1},
+                               {2, 7},
+                               {10, 10},
+                               {19, 19},
+                               {37, 37},
+                               {74, 74},
+                               {147, 147},
+                               {3, 333},
+                               {1176, 147}})
     for (int64_t depth : {1, 3, 31, 32, 33, 64, 728, 1024, 2048, 20000})
       for (int64_t out_channels : {1, 31, 32, 33, 64, 728, 2048})
         for (int64_t bytes : {4, 8}) {
+          const int64_t pixels = height * width;
           for (int threads : {1, 2, 3, 16, 64})
             for (int64_t l2 : {256 << 10, 1 << 20, 2 << 20}) {
               ++cases;
-              const ForwardPlan plan = plan_forward(pixels, depth, out_channels, bytes, tile, threads, {l2});
-              require(plan.pixel_tile * plan.pixel_tiles >= pixels &&
-                          plan.pixel_tile * (plan.pixel_tiles - 1) < pixels,
-                      "forward tiles do not cover the pixels", pixels, depth, threads);
+              const ForwardPlan plan =
+                  plan_forward(pixels, width, depth, out_channels, bytes, tile, threads, {l2});
+              std::vector<int> covered(static_cast<size_t>(pixels));
+              for (int64_t index = 0; index < plan.pixel_tiles; ++index) {
+                const PixelTile part = plan.tile(index);
+                require(part.count >= 1 && part.count <= plan.pixel_tile, "a tile is empty or too large",
+                        pixels, depth, threads);
+                for (int64_t p = part.first; p < part.first + part.count; ++p)
+                  ++covered[static_cast<size_t>(p / part.width * width + part.column + p % part.width)];
+              }
+              require(std::all_of(covered.begin(), covered.end(), [](int times) { return times == 1; }),
+                      "forward tiles do not cover each pixel once", pixels, depth, threads);
               require(plan.panel_splits >= 1 && plan.panel_splits <= plan.panels,
                       "a split without weight panels", pixels, out_channels, threads);
               const bool smallest = plan.pixel_tile <= 2 * tile.rows;

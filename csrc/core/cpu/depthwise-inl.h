@@ -2,21 +2,17 @@
 // same sum with the axis read backward is the input gradient; its transpose in the weights is the weight
 // gradient.
 
-// One kernel row: where its source row and its first weight lie. Tap t adds source_offset[t] and
-// weight_offset[t].
-template <class T>
-struct TapRow {
-  const T* source;
-  const T* weight;
-};
 struct TapOffsets {
   int64_t source, weight;  // in elements
 };
 
+// Kernel row i of output row r reads sources[i + r] under weights[i]; tap t adds taps[t].source and
+// taps[t].weight to them.
 template <class T>
 struct WeightedSum {
-  const TapRow<T>* rows;
-  int64_t row_count;
+  const T* const* sources;
+  const T* const* weights;
+  int64_t kernel_rows;
   const TapOffsets* taps;
   int64_t tap_count;
   int64_t source_step;  // between the sources of neighbouring outputs
@@ -24,25 +20,25 @@ struct WeightedSum {
   int64_t output_step, count;  // outputs along the row
   int64_t channels;
   Stage<T> stage;  // the middle stage, from this block's first channel
+  int64_t output_rows = 1, output_row_step = 0;
+
+  // Output row r alone.
+  WeightedSum row(int64_t r) const {
+    WeightedSum one = *this;
+    one.sources += r, one.output += r * output_row_step, one.output_rows = 1;
+    return one;
+  }
 };
 
-// Inlined by force: the sums are registers, and a call would pass them through memory.
-template <int kOutputs, class T, class Vector>
-[[gnu::always_inline]] inline void write_sums(const WeightedSum<T>& s, const Vec<T> (&sums)[kOutputs],
-                                              int64_t at, int64_t c, Vector vector) {
-#pragma GCC unroll 16
-  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
-}
-
-// Any taps: kOutputs outputs share each weight.
+// Any taps: kOutputs outputs of one row share each weight.
 template <int kOutputs, class T, class Vector>
 inline void sum_taps(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
   Vec<T> sums[kOutputs];
 #pragma GCC unroll 16
   for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
-  for (int64_t r = 0; r < s.row_count; ++r) {
-    const T* source = s.rows[r].source + at * s.source_step + c;
-    const T* weight = s.rows[r].weight + c;
+  for (int64_t r = 0; r < s.kernel_rows; ++r) {
+    const T* source = s.sources[r] + at * s.source_step + c;
+    const T* weight = s.weights[r] + c;
     for (int64_t t = 0; t < s.tap_count; ++t) {
       const Vec<T> w = load(weight + s.taps[t].weight);
       const T* tap = source + s.taps[t].source;
@@ -50,19 +46,20 @@ inline void sum_taps(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vect
       for (int u = 0; u < kOutputs; ++u) sums[u] = fma(vector.read(tap + u * s.source_step), w, sums[u]);
     }
   }
-  write_sums(s, sums, at, c, vector);
+#pragma GCC unroll 16
+  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
 }
 
-// kTaps adjacent pixels and outputs one pixel apart: each pixel is loaded once and serves up to kTaps
-// outputs. The order of additions of one output is that of sum_taps.
+// kTaps adjacent pixels and outputs one pixel apart, in one row: each pixel is loaded once and serves up to
+// kTaps outputs. The order of additions of one output is that of sum_taps.
 template <int kTaps, int kOutputs, class T, class Vector>
 inline void sum_sliding(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
   Vec<T> sums[kOutputs];
 #pragma GCC unroll 16
   for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
-  for (int64_t r = 0; r < s.row_count; ++r) {
-    const T* source = s.rows[r].source + s.taps[0].source + at * s.source_step + c;
-    const T* weight = s.rows[r].weight + c;
+  for (int64_t r = 0; r < s.kernel_rows; ++r) {
+    const T* source = s.sources[r] + s.taps[0].source + at * s.source_step + c;
+    const T* weight = s.weights[r] + c;
     Vec<T> w[kTaps];
 #pragma GCC unroll 7
     for (int t = 0; t < kTaps; ++t) w[t] = load(weight + s.taps[t].weight);
@@ -76,59 +73,108 @@ inline void sum_sliding(const WeightedSum<T>& s, int64_t at, int64_t c, Vector v
   }
   // The lowest row is the one that no output has read before: asked for two blocks ahead, 25 % off the
   // depthwise.
-  if (s.row_count > 0) {
-    const T* next =
-        s.rows[s.row_count - 1].source + s.taps[0].source + (at + 2 * kOutputs) * s.source_step + c;
+  if (s.kernel_rows > 0) {
+    const T* next = s.sources[s.kernel_rows - 1] + s.taps[0].source + (at + 2 * kOutputs) * s.source_step + c;
 #pragma GCC unroll 16
     for (int u = 0; u < kOutputs; ++u) __builtin_prefetch(next + u * s.source_step);
   }
-  write_sums(s, sums, at, c, vector);
+#pragma GCC unroll 16
+  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
+}
+
+// The same for kBlockRows rows at once: a pixel is loaded once for all the rows that it serves. Large maps
+// take their time to fetch pixels from L2, and this fetches less than half as many. Same order of additions.
+template <int kKernelRows, int kTaps, int kOutputs, class T, class Vector>
+inline void sum_sliding_rows(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
+  constexpr int kRows = Registers<T>::kBlockRows, kPixels = kOutputs + kTaps - 1;
+  Vec<T> sums[kRows][kOutputs];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int u = 0; u < kOutputs; ++u) sums[r][u] = zero<T>();
+#pragma GCC unroll 16
+  for (int i = 0; i < kKernelRows + kRows - 1; ++i) {
+    const T* source = s.sources[i] + s.taps[0].source + at * s.source_step + c;
+    Vec<T> x[kPixels];
+#pragma GCC unroll 16
+    for (int j = 0; j < kPixels; ++j) x[j] = vector.read(source + j * s.source_step);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      if (i - r < 0 || i - r >= kKernelRows) continue;
+#pragma GCC unroll 7
+      for (int t = 0; t < kTaps; ++t) {
+        const Vec<T> w = load(s.weights[i - r] + s.taps[t].weight + c);
+#pragma GCC unroll 4
+        for (int u = 0; u < kOutputs; ++u) sums[r][u] = fma(x[u + t], w, sums[r][u]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int u = 0; u < kOutputs; ++u)
+      vector.write(s.output + r * s.output_row_step + (at + u) * s.output_step + c, sums[r][u]);
 }
 
 // The middle stage, over outputs that have just been written.
 template <class T>
 inline void apply_stage(const WeightedSum<T>& s, int64_t at, int64_t outputs) {
-  for (int64_t u = at; u < at + outputs; ++u)
-    for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
-      T* value = s.output + u * s.output_step + c;
-      vector.write(value, activate(affine(vector.read(value), s.stage, c), s.stage.activation));
-    });
+  for (int64_t r = 0; r < s.output_rows; ++r)
+    for (int64_t u = at; u < at + outputs; ++u)
+      for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+        T* value = s.output + r * s.output_row_step + u * s.output_step + c;
+        vector.write(value, activate(affine(vector.read(value), s.stage, c), s.stage.activation));
+      });
 }
 
 // Blocks of outputs along the row, all channels of a block before the next one: the sources are then read in
 // the order of memory, which the hardware prefetches. (Channels outermost took 12 % longer at 128 channels
-// and 147 pixels.) `sum(count, at, c, vector)` gets the number of outputs as a constant.
-template <class T, class Sum>
+// and 147 pixels.) `sum(count, at, c, vector)` gets the number of outputs as a constant: kMost, 2 or 1.
+template <int kMost, class T, class Sum>
 inline void for_each_block(const WeightedSum<T>& s, Sum&& sum) {
   const auto block = [&](auto outputs, int64_t at) {
     for_each_vector<T>(s.channels, [&](auto vector, int64_t c) { sum(outputs, at, c, vector); });
     if (!s.stage.empty()) apply_stage(s, at, outputs);
   };
-  constexpr int kUnroll = Registers<T>::kUnroll;
   int64_t at = 0;
-  for (; at + kUnroll <= s.count; at += kUnroll) block(std::integral_constant<int, kUnroll>{}, at);
+  for (; at + kMost <= s.count; at += kMost) block(std::integral_constant<int, kMost>{}, at);
   for (; at + 2 <= s.count; at += 2) block(std::integral_constant<int, 2>{}, at);
   for (; at < s.count; ++at) block(std::integral_constant<int, 1>{}, at);
 }
 
 template <int kTaps, class T>
 inline void sum_all_sliding(const WeightedSum<T>& s) {
-  for_each_block(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
+  for_each_block<Registers<T>::kUnroll>(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
     sum_sliding<kTaps, outputs()>(s, at, c, vector);
+  });
+}
+
+template <int kKernelRows, int kTaps, class T>
+inline void sum_all_sliding_rows(const WeightedSum<T>& s) {
+  for_each_block<Registers<T>::kBlockOutputs>(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
+    sum_sliding_rows<kKernelRows, kTaps, outputs()>(s, at, c, vector);
   });
 }
 
 template <class T>
 inline void sum_all_taps(const WeightedSum<T>& s) {
-  for_each_block(
+  for_each_block<Registers<T>::kUnroll>(
       s, [&](auto outputs, int64_t at, int64_t c, auto vector) { sum_taps<outputs()>(s, at, c, vector); });
 }
 
 template <class T>
 inline void weighted_sum(const WeightedSum<T>& s) {
-  bool adjacent = s.count > 1;
+  bool adjacent = s.tap_count > 0;
   for (int64_t t = 1; t < s.tap_count; ++t)
     adjacent &= s.taps[t].source == s.taps[t - 1].source + s.source_step;
+  if (s.output_rows > 1) {
+    if (adjacent && s.kernel_rows == 3 && s.tap_count == 3) return sum_all_sliding_rows<3, 3>(s);
+    if (adjacent && s.kernel_rows == 3 && s.tap_count == 2) return sum_all_sliding_rows<3, 2>(s);  // borders
+    if (adjacent && s.kernel_rows == 5 && s.tap_count == 5) return sum_all_sliding_rows<5, 5>(s);
+    for (int64_t r = 0; r < s.output_rows; ++r) weighted_sum(s.row(r));
+    return;
+  }
+  adjacent &= s.count > 1;
   if (adjacent && s.tap_count == 3) return sum_all_sliding<3>(s);
   if (adjacent && s.tap_count == 5) return sum_all_sliding<5>(s);
   if (adjacent && s.tap_count == 7) return sum_all_sliding<7>(s);
@@ -140,6 +186,14 @@ struct DepthwisePlan {
   Direction direction;
   Axis vertical;
   std::vector<Segment> segments;  // along the row
+
+  // How many rows from `at` on read whole windows one source row apart, at most `limit`, at least 1.
+  int64_t alike(int64_t at, int64_t limit) const {
+    const Axis& a = vertical;
+    if (direction != Direction::kForward || a.stride != 1 || a.dilation != 1) return 1;
+    const int64_t first = at - a.padding, last = std::min(limit, a.input - a.kernel + 1 - first);
+    return first < 0 ? 1 : std::max<int64_t>(1, last);
+  }
 };
 
 // Packed [kh * kw][ld].
@@ -149,20 +203,23 @@ struct DepthwiseWeights {
   int64_t ld, kernel_width;
 };
 
-// Positions [begin, end) of row `at` of image `n` of the result of `plan`, into
-// output[(p - begin) * output_step + c]; `rows.row(n, r)` gives the rows that it reads.
+// Positions [begin, end) of rows `at`, `at` + 1, ... (`count` of them, alike) of image `n` of the result of
+// `plan`, into output[r * output_row_step + (p - begin) * output_step + c]; `rows.row(n, r)` gives the rows
+// that it reads.
 template <class T>
 class DepthwiseRow {
  public:
   template <class Rows>
   void run(const DepthwisePlan& plan, Rows& rows, const DepthwiseWeights<T>& weights, int64_t n, int64_t at,
-           int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, T* output,
-           int64_t output_step) {
+           int64_t count, int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, T* output,
+           int64_t output_step, int64_t output_row_step) {
     taps_at(plan.vertical, plan.direction, at, vertical_);
-    rows_.clear();
-    for (const Tap& tap : vertical_)
-      rows_.push_back(
-          {rows.row(n, tap.source), weights.data + tap.kernel_index * weights.kernel_width * weights.ld});
+    sources_.clear(), weights_.clear();
+    for (const Tap& tap : vertical_) {
+      sources_.push_back(rows.row(n, tap.source));
+      weights_.push_back(weights.data + tap.kernel_index * weights.kernel_width * weights.ld);
+    }
+    for (int64_t r = 1; r < count; ++r) sources_.push_back(rows.row(n, vertical_.back().source + r));
     const int64_t pixel = rows.pixel_stride();
     for (const Segment& segment : plan.segments) {
       const int64_t j0 = segment.begin >= begin ? 0 : divide_up(begin - segment.begin, segment.step);
@@ -172,16 +229,17 @@ class DepthwiseRow {
       taps_.clear();
       for (const Tap& tap : segment.taps)
         taps_.push_back({(tap.source + j0 * segment.source_step) * pixel, tap.kernel_index * weights.ld});
-      weighted_sum(WeightedSum<T>{rows_.data(), static_cast<int64_t>(rows_.size()), taps_.data(),
-                                  static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
-                                  output + (segment.begin + j0 * segment.step - begin) * output_step,
-                                  segment.step * output_step, j1 - j0, channels, stage});
+      weighted_sum(
+          WeightedSum<T>{sources_.data(), weights_.data(), static_cast<int64_t>(weights_.size()),
+                         taps_.data(), static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
+                         output + (segment.begin + j0 * segment.step - begin) * output_step,
+                         segment.step * output_step, j1 - j0, channels, stage, count, output_row_step});
     }
   }
 
  private:
   std::vector<Tap> vertical_;
-  std::vector<TapRow<T>> rows_;
+  std::vector<const T*> sources_, weights_;
   std::vector<TapOffsets> taps_;
 };
 

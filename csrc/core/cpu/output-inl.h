@@ -14,9 +14,24 @@ class OutputTiles {
     if (residual_.data != nullptr) residual_buffer_ = scratch.add<T>(pixel_tile * kTileColumns<T>);
   }
 
-  // Pixels [first, first + count) x one panel of columns from `column`: fill(where) has to write all of it.
+  // The pixels of a tile x one panel of columns from `column`. fill(where, from, count) is called for runs of
+  // pixels that follow each other in memory and has to write all `count` of them, the tile's pixel `from` and
+  // on.
   template <class Fill>
-  void write(int64_t first, int64_t count, int64_t column, const Stage<T>& stage, Fill&& fill) {
+  void write(const PixelTile& tile, int64_t column, const Stage<T>& stage, Fill&& fill) {
+    const bool whole = tile.width == output_.w;  // rows join
+    for (int64_t done = 0; done < tile.count;) {
+      const int64_t pixel = tile.first + done, w = pixel % tile.width;
+      const int64_t count = whole ? tile.count : std::min(tile.count - done, tile.width - w);
+      const int64_t first = whole ? pixel : pixel / tile.width * output_.w + tile.column + w;
+      write_run(first, count, column, stage, [&](const TileOutput<T>& out) { fill(out, done, count); });
+      done += count;
+    }
+  }
+
+ private:
+  template <class Fill>
+  void write_run(int64_t first, int64_t count, int64_t column, const Stage<T>& stage, Fill&& fill) {
     const int64_t columns = std::min<int64_t>(kTileColumns<T>, output_.c - column);
     if (direct_) {
       TileOutput<T> out{pixel(output_, first, column), output_.stride_w, columns, stage.from(column)};
@@ -35,7 +50,6 @@ class OutputTiles {
     store_pixels<S>(out.data, kLd, output_, first, count, column, columns);
   }
 
- private:
   static bool is_native(const Image& x) {
     return std::is_same_v<S, T> && channels_are_adjacent(x) && pixels_are_linear(x);
   }

@@ -33,20 +33,32 @@ struct Panel {
   int64_t row_step, depth_step;
 };
 
-// Memory that will be read soon: a register tile asks for a line of it every other step, into L2.
+// Memory that will be read soon, rows of bytes: a register tile asks for a line of it every other step, into
+// L2.
 class Ahead {
  public:
   Ahead() = default;
-  Ahead(const void* data, int64_t bytes)
-      : at_(static_cast<const char*>(data)), end_(at_ + std::max<int64_t>(0, bytes)) {}
+  Ahead(const void* data, int64_t bytes, int64_t rows = 1, int64_t row_stride = 0)
+      : row_(static_cast<const char*>(data)),
+        at_(row_),
+        bytes_(bytes),
+        rows_(bytes > 0 ? rows : 0),
+        row_stride_(row_stride) {}
 
   static constexpr int64_t kLine = 64;
+  bool empty() const { return rows_ == 0; }
   const char* at() const { return at_; }
-  int64_t step() const { return at_ < end_ ? kLine : 0; }
-  void advance(int64_t lines) { at_ = std::min(end_, at_ + lines * kLine); }
+  void advance(int64_t lines) {
+    at_ += lines * kLine;
+    if (rows_ == 0 || at_ < row_ + bytes_) return;
+    --rows_;
+    row_ += row_stride_;
+    at_ = row_;
+  }
 
  private:
-  const char *at_ = nullptr, *end_ = nullptr;
+  const char *row_ = nullptr, *at_ = nullptr;
+  int64_t bytes_ = 0, rows_ = 0, row_stride_ = 0;
 };
 
 // A tile whose store is more than a bias and a clamp: from a buffer in L1 (`tile`, kTileColumns wide) to its
@@ -189,8 +201,9 @@ inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int6
   for (int64_t i = 0, row = 0; i < tiles; ++i) {
     const int64_t next = rows * (i + 1) / tiles;
     const Panel<T> from{panel.data + row * panel.row_step, panel.row_step, panel.depth_step};
-    const char* wanted = ahead.step() == 0 ? reinterpret_cast<const char*>(weights) : ahead.at();
-    kKernels.of[v][next - row - 1]({from, weights, weights_ld, depth, row, out, wanted, ahead.step()});
+    const char* wanted = ahead.empty() ? reinterpret_cast<const char*>(weights) : ahead.at();
+    kKernels.of[v][next - row - 1](
+        {from, weights, weights_ld, depth, row, out, wanted, ahead.empty() ? 0 : Ahead::kLine});
     ahead.advance(depth / kDepthUnroll);
     row = next;
   }

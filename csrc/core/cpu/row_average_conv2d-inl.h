@@ -107,8 +107,8 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
   S* ordered = call.get<S>(ordered_slot);
   T* packed = call.get<T>(packed_slot);
   dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
-  ForwardPlan plan =
-      plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
+  ForwardPlan plan = plan_forward(pixels, p.output.w, depth, p.output.c, sizeof(T), tile_shape<T>(),
+                                  parallel.threads, cache_sizes());
   for (int64_t panel = 0; panel < plan.panels; ++panel)
     pack_transposed(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
   weights.data = packed;
@@ -127,9 +127,11 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
       dense.fill(rows, first, count, panel, ld);
       const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
       for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
-        output.write(first, count, j * kTileColumns<T>, epilogue, [&](const TileOutput<T>& out) {
-          multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), weights.width(j), depth, out);
-        });
+        output.write({0, p.output.w, first, count}, j * kTileColumns<T>, epilogue,
+                     [&](const TileOutput<T>& out, int64_t, int64_t) {
+                       multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), weights.width(j),
+                                       depth, out);
+                     });
     }
   });
 }

@@ -70,7 +70,7 @@ class DepthwiseStage {
   }
 
   typename RowSource<S>::Shape rows() const {
-    const int64_t window = (p_.window.kernel[0] - 1) * p_.window.dilation[0] + 1;
+    const int64_t window = (p_.window.kernel[0] - 1) * p_.window.dilation[0] + Registers<T>::kBlockRows;
     return {p_.input, p_.depth_multiplier, p_.prologue.row_average_stride, prologue,
             std::min(window, rows_of_input())};
   }
@@ -81,23 +81,35 @@ class DepthwiseStage {
   // selected), into panel[pixel][channel].
   void fill(RowSource<S>& rows, DepthwiseRow<T>& kernel, int64_t first, int64_t count, int64_t c0,
             int64_t channels, T* panel, int64_t ld) const {
-    const Image& out = p_.output;
+    fill(rows, kernel, {0, p_.output.w, first, count}, c0, channels, panel, ld);
+  }
+  void fill(RowSource<S>& rows, DepthwiseRow<T>& kernel, const PixelTile& tile, int64_t c0, int64_t channels,
+            T* panel, int64_t ld) const {
+    const int64_t height = p_.output.h, width = tile.width;
     const DepthwiseWeights<T> from_c0{weights.data + c0, weights.ld, weights.kernel_width};
-    for (int64_t done = 0; done < count;) {
-      const int64_t pixel = first + done, w = pixel % out.w, h = pixel / out.w % out.h,
-                    n = pixel / out.w / out.h;
-      const int64_t length = std::min(count - done, out.w - w);
-      kernel.run(plan, rows, from_c0, n, h, w, w + length, middle.from(c0), channels, panel + done * ld, ld);
-      done += length;
+    for (int64_t done = 0; done < tile.count;) {
+      const int64_t pixel = tile.first + done, w = pixel % width, h = pixel / width % height,
+                    n = pixel / width / height;
+      const int64_t whole_rows = w == 0 ? std::min((tile.count - done) / width, height - h) : 0;
+      const bool block = plan.alike(h, whole_rows) >= Registers<T>::kBlockRows;
+      const int64_t row_count = block ? Registers<T>::kBlockRows : 1,
+                    length = std::min(tile.count - done, width - w);
+      kernel.run(plan, rows, from_c0, n, h, row_count, tile.column + w, tile.column + w + length,
+                 middle.from(c0), channels, panel + done * ld, ld, width * ld);
+      done += row_count * length;
     }
   }
 
-  // The memory between the lowest rows that the first and the last of these pixels read: what a tile reads
-  // and the one before did not.
-  Ahead ahead(const RowSource<S>& rows, int64_t first, int64_t count) const {
+  // What a tile reads and the tile above it did not: of each of its rows the lowest pixels.
+  Ahead ahead(const RowSource<S>& rows, const PixelTile& tile) const {
     if (!rows.in_place()) return {};
-    const S *begin = lowest(first), *end = lowest(first + count - 1) + depth();
-    return {begin, (end - begin) * int64_t{sizeof(S)}};
+    const int64_t row = tile.first / tile.width, last = (tile.first + tile.count - 1) / tile.width;
+    const bool whole = tile.width == p_.output.w;  // then rows join
+    const S* begin = lowest(row, tile.column + (whole ? tile.first % tile.width : 0));
+    const S* end = whole ? lowest(last, (tile.first + tile.count - 1) % tile.width)
+                         : lowest(row, tile.column + tile.width - 1);
+    return {begin, (end - begin + depth()) * int64_t{sizeof(S)}, whole ? 1 : last - row + 1,
+            p_.window.stride[0] * p_.input.stride_h * int64_t{sizeof(S)}};
   }
 
   DepthwiseWeights<T> weights{};
@@ -105,14 +117,15 @@ class DepthwiseStage {
   Stage<T> prologue, middle;
 
  private:
-  const S* lowest(int64_t pixel) const {
-    const Image &in = p_.input, &out = p_.output;
-    const int64_t w = pixel % out.w, h = pixel / out.w % out.h, n = pixel / out.w / out.h;
+  // The lowest and rightmost pixel that output `w` of a row, counted over all images, reads.
+  const S* lowest(int64_t row, int64_t w) const {
+    const Image& in = p_.input;
+    const int64_t h = row % p_.output.h, n = row / p_.output.h;
     const Window& window = p_.window;
     const int64_t bottom = (window.kernel[0] - 1) * window.dilation[0] - window.padding[0];
-    const int64_t row = std::clamp<int64_t>(h * window.stride[0] + bottom, 0, in.h - 1);
+    const int64_t lowest_row = std::clamp<int64_t>(h * window.stride[0] + bottom, 0, in.h - 1);
     const int64_t column = std::min(w * window.stride[1], in.w - 1);
-    return static_cast<const S*>(in.data) + n * in.stride_n + row * in.stride_h + column * in.stride_w;
+    return static_cast<const S*>(in.data) + n * in.stride_n + lowest_row * in.stride_h + column * in.stride_w;
   }
   int64_t rows_of_input() const {
     const int64_t s = p_.prologue.row_average_stride;
@@ -185,7 +198,7 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
   Scratch call(ScratchUse::kCall);
   DepthwiseStage<S> depthwise(p, call);
   StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
-  const int64_t depth = depthwise.depth(), pixels = p.output.n * p.output.h * p.output.w;
+  const int64_t depth = depthwise.depth();
   PackedWeights<T> weights{nullptr, depth, p.output.c};
   const bool pack_now = p.packed_weights == nullptr && !plan.pack_in_task;
   const size_t packed_slot = call.add<T>(pack_now ? weights.size() : 0);
@@ -215,9 +228,9 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
     const bool stream_weights = panels.bytes() > cache_sizes().l2 / 4;
     for (int64_t index = begin; index < end; ++index) {
       // Tiles vary fastest: a thread keeps its share of the weights in cache.
-      const int64_t split = index / plan.pixel_tiles, first = index % plan.pixel_tiles * plan.pixel_tile;
-      const int64_t count = std::min(plan.pixel_tile, pixels - first);
-      depthwise.fill(rows, kernel, first, count, 0, depth, panel, ld);
+      const int64_t split = index / plan.pixel_tiles, at = index % plan.pixel_tiles;
+      const PixelTile tile = plan.tile(at);
+      depthwise.fill(rows, kernel, tile, 0, depth, panel, ld);
       const int64_t j0 = plan.panels * split / plan.panel_splits,
                     j1 = plan.panels * (split + 1) / plan.panel_splits;
       for (int64_t j = j0; j < j1; ++j) {
@@ -225,12 +238,14 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
         Ahead ahead;
         if (j + 1 < j1) {
           if (stream_weights) ahead = panels.ahead(j + 1);
-        } else if (first + count < pixels) {
-          ahead = depthwise.ahead(rows, first + count, std::min(plan.pixel_tile, pixels - first - count));
+        } else if (at + 1 < plan.pixel_tiles) {
+          ahead = depthwise.ahead(rows, plan.tile(at + 1));
         }
-        output.write(first, count, j * kTileColumns<T>, epilogue, [&](const TileOutput<T>& out) {
-          multiply<false>(Panel<T>{panel, ld, 1}, count, panel_weights, panels.width(j), depth, out, ahead);
-        });
+        output.write(tile, j * kTileColumns<T>, epilogue,
+                     [&](const TileOutput<T>& out, int64_t from, int64_t count) {
+                       multiply<false>(Panel<T>{panel + from * ld, ld, 1}, count, panel_weights,
+                                       panels.width(j), depth, out, ahead);
+                     });
       }
     }
   });
@@ -293,12 +308,13 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
         multiply<false>(Panel<T>{weights, depth, 1}, channels, packed_pixels.panel(first / kColumns),
                         packed_pixels.width(first / kColumns), depth,
                         TileOutput<T>{by_channel, kColumns, count});
-        output.write(first, count, c0, epilogue, [&](const TileOutput<T>& out) {
-          const bool plain = out.stage.empty() && out.residual == nullptr;
-          transpose_block(static_cast<const T*>(by_channel), kColumns, plain ? out.data : by_pixel,
-                          plain ? out.ld : kColumns, channels, count);
-          if (!plain) finish_tile(static_cast<const T*>(by_pixel), count, out, 0);
-        });
+        output.write(
+            {0, p.output.w, first, count}, c0, epilogue, [&](const TileOutput<T>& out, int64_t, int64_t) {
+              const bool plain = out.stage.empty() && out.residual == nullptr;
+              transpose_block(static_cast<const T*>(by_channel), kColumns, plain ? out.data : by_pixel,
+                              plain ? out.ld : kColumns, channels, count);
+              if (!plain) finish_tile(static_cast<const T*>(by_pixel), count, out, 0);
+            });
       }
     }
   });
@@ -308,8 +324,8 @@ template <class S>
 void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) {
   using T = Compute<S>;
   const int64_t pixels = p.output.n * p.output.h * p.output.w, depth = p.input.c * p.depth_multiplier;
-  const ForwardPlan plan =
-      plan_forward(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
+  const ForwardPlan plan = plan_forward(pixels, p.output.w, depth, p.output.c, sizeof(T), tile_shape<T>(),
+                                        parallel.threads, cache_sizes());
   plan.few_pixels&& p.packed_weights == nullptr ? separable_conv2d_few_pixels<S>(p, plan, parallel)
                                                 : separable_conv2d_tiles<S>(p, plan, parallel);
 }

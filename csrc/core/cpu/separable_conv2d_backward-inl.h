@@ -198,8 +198,8 @@ void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel
           const int64_t n = next / p.input.h, h = next % p.input.h;
           taps_at(backward.vertical, Direction::kBackward, h, needed);
           if (!needed.empty() && n * gy.h + needed.back().source >= last) break;
-          read_backward.run(backward, ring, from_c0, n, h, 0, p.input.w, Stage<T>{}, channels,
-                            result.row(n, h, c0), result.step());
+          read_backward.run(backward, ring, from_c0, n, h, 1, 0, p.input.w, Stage<T>{}, channels,
+                            result.row(n, h, c0), result.step(), 0);
           result.commit(n, h, c0, channels);
         }
       }

@@ -15,8 +15,9 @@ struct Vec {
 
 template <class T>
 struct Registers {
-  static constexpr std::array<int, 2> kTileRows{4, 4};  // of a pointwise tile one and two vectors wide
-  static constexpr int kUnroll = 4;                     // depthwise outputs at once
+  static constexpr std::array<int, 2> kTileRows{4, 4};     // of a pointwise tile one and two vectors wide
+  static constexpr int kUnroll = 4;                        // depthwise outputs of one row at once
+  static constexpr int kBlockRows = 2, kBlockOutputs = 2;  // of several rows
 };
 
 template <class T>
