@@ -153,8 +153,8 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
        << "output             " << out.n << " x " << out.c << " x " << out.h << " x " << out.w << "\n"
        << "register tile      " << tile.rows << " pixels x " << tile.columns << " output channels\n";
   if (forward.few_pixels) {
-    text << "forward            few pixels: " << forward.panels << " tasks of " << tile.columns
-         << " output channels, weights as they lie in memory\n"
+    text << "forward            few pixels: " << forward.channel_blocks << " tasks of about "
+         << divide_up(out.c, forward.channel_blocks) << " output channels, weights as they lie in memory\n"
          << "depthwise output   " << pixels << " x " << depth << " values, packed\n";
   } else {
     text << "forward            " << forward.tasks() << " tasks: " << forward.pixel_tiles << " tiles of "

@@ -33,13 +33,19 @@ ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t o
       std::clamp<int64_t>(pixels * std::max<int64_t>(depth, 1) * out_channels / kWorthAThread, 1, threads));
   ForwardPlan plan{};
   plan.pixels = pixels, plan.width = width, plan.strips = 1, plan.panel_splits = 1;
-  // Weights that outweigh the pixels are not packed: the values transposed instead are at most half as many.
-  plan.few_pixels = 2 * pixels * (depth + out_channels) <= depth * out_channels &&
-                    pixels * depth * compute_bytes <= cache.l2 / 2;
+  // Weights that outweigh the pixels are not packed: what is transposed instead is at most half as much, or a
+  // quarter more where packed weights would go through memory.
+  const int64_t weights = depth * out_channels, values = pixels * (depth + out_channels);
+  plan.few_pixels =
+      weights * compute_bytes > 2 * cache.l2 ? 4 * values <= 5 * weights : 2 * values <= weights;
   // Packing costs a few percent of the arithmetic on a hundred pixels; fetching it from another core costs
   // more, unless many cores share the work.
   plan.pack_in_task = threads <= kFewThreads;
   plan.panels = divide_up(out_channels, tile.columns);
+  // A few blocks too many for the threads leave some of them idle: rather more and smaller ones.
+  plan.channel_blocks = plan.panels >= 4 * threads ? plan.panels
+                                                   : std::min<int64_t>(round_up(plan.panels, threads),
+                                                                       std::max<int64_t>(1, out_channels));
   // A third of L2 for the depthwise panel: packed weights and rows of the input stream through the rest.
   const int64_t fits = cache.l2 / 3 / std::max<int64_t>(1, depth * compute_bytes);
   const int64_t largest = std::clamp<int64_t>(fits, 2 * tile.rows, kMaxPixelTile) / tile.rows * tile.rows;

@@ -26,10 +26,11 @@ struct PixelTile {
 // Forward: pixels are flattened over rows and images, of wide maps strip by strip of columns; every task
 // holds the full depth, so no plan changes a bit of the result.
 struct ForwardPlan {
-  bool few_pixels;        // weights are read where they lie, and the depthwise output is packed instead
-  bool pack_in_task;      // every task packs the weights that it reads, for itself
-  int64_t pixels, width;  // of the output: all pixels, and those of a row
-  int64_t strips;         // of columns: where a tile of whole rows would have too few of them
+  bool few_pixels;         // weights are read where they lie, and the depthwise output is packed instead
+  int64_t channel_blocks;  // of few_pixels: the tasks of its product
+  bool pack_in_task;       // every task packs the weights that it reads, for itself
+  int64_t pixels, width;   // of the output: all pixels, and those of a row
+  int64_t strips;          // of columns: where a tile of whole rows would have too few of them
   int64_t pixel_tile, pixel_tiles, panels, panel_splits;
   int64_t tasks() const { return pixel_tiles * panel_splits; }
   PixelTile tile(int64_t index) const;  // strips vary fastest: neighbours share rows

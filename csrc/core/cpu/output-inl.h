@@ -18,21 +18,24 @@ class OutputTiles {
   // pixels that follow each other in memory and has to write all `count` of them, the tile's pixel `from` and
   // on.
   template <class Fill>
-  void write(const PixelTile& tile, int64_t column, const Stage<T>& stage, Fill&& fill) {
+  void write(const PixelTile& tile, int64_t column, const Stage<T>& stage, Fill&& fill,
+             int64_t most_columns = kTileColumns<T>) {
+    const int64_t columns = std::min(most_columns, output_.c - column);
     const bool whole = tile.width == output_.w;  // rows join
     for (int64_t done = 0; done < tile.count;) {
       const int64_t pixel = tile.first + done, w = pixel % tile.width;
       const int64_t count = whole ? tile.count : std::min(tile.count - done, tile.width - w);
       const int64_t first = whole ? pixel : pixel / tile.width * output_.w + tile.column + w;
-      write_run(first, count, column, stage, [&](const TileOutput<T>& out) { fill(out, done, count); });
+      write_run(first, count, column, columns, stage,
+                [&](const TileOutput<T>& out) { fill(out, done, count); });
       done += count;
     }
   }
 
  private:
   template <class Fill>
-  void write_run(int64_t first, int64_t count, int64_t column, const Stage<T>& stage, Fill&& fill) {
-    const int64_t columns = std::min<int64_t>(kTileColumns<T>, output_.c - column);
+  void write_run(int64_t first, int64_t count, int64_t column, int64_t columns, const Stage<T>& stage,
+                 Fill&& fill) {
     if (direct_) {
       TileOutput<T> out{pixel(output_, first, column), output_.stride_w, columns, stage.from(column)};
       if (residual_.data != nullptr)

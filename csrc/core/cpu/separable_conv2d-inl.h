@@ -291,7 +291,7 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
   });
   packed_pixels.data = packed;
 
-  parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
+  parallel.run(plan.channel_blocks, [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
     const size_t by_channel_slot = task.add<T>(kColumns * kColumns),
                  by_pixel_slot = task.add<T>(kColumns * kColumns);
@@ -300,21 +300,29 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
     T* by_channel = task.get<T>(by_channel_slot);
     T* by_pixel = task.get<T>(by_pixel_slot);
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t c0 = block * kColumns, channels = std::min(kColumns, p.output.c - c0);
+      const int64_t c0 = p.output.c * block / plan.channel_blocks,
+                    channels = p.output.c * (block + 1) / plan.channel_blocks - c0;
       const T* weights = compute_values(static_cast<const S*>(p.pointwise_weight) + c0 * depth,
                                         channels * depth, task.get<T>(weights_slot));
       for (int64_t first = 0; first < pixels; first += kColumns) {
         const int64_t count = std::min(kColumns, pixels - first);
-        multiply<false>(Panel<T>{weights, depth, 1}, channels, packed_pixels.panel(first / kColumns),
-                        packed_pixels.width(first / kColumns), depth,
-                        TileOutput<T>{by_channel, kColumns, count});
+        const int64_t panel = first / kColumns;
+        Ahead ahead;  // the next pixels, which come round again for every block of channels
+        if (panel + 1 < packed_pixels.panels() &&
+            packed_pixels.size() * int64_t{sizeof(T)} > cache_sizes().l2 / 4)
+          ahead = {packed_pixels.panel(panel + 1),
+                   packed_pixels.width(panel + 1) * depth * int64_t{sizeof(T)}};
+        multiply<false>(Panel<T>{weights, depth, 1}, channels, packed_pixels.panel(panel),
+                        packed_pixels.width(panel), depth, TileOutput<T>{by_channel, kColumns, count}, ahead);
         output.write(
-            {0, p.output.w, first, count}, c0, epilogue, [&](const TileOutput<T>& out, int64_t, int64_t) {
+            {0, p.output.w, first, count}, c0, epilogue,
+            [&](const TileOutput<T>& out, int64_t, int64_t) {
               const bool plain = out.stage.empty() && out.residual == nullptr;
               transpose_block(static_cast<const T*>(by_channel), kColumns, plain ? out.data : by_pixel,
                               plain ? out.ld : kColumns, channels, count);
               if (!plain) finish_tile(static_cast<const T*>(by_pixel), count, out, 0);
-            });
+            },
+            channels);
       }
     }
   });
@@ -326,6 +334,8 @@ void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) 
   const int64_t pixels = p.output.n * p.output.h * p.output.w, depth = p.input.c * p.depth_multiplier;
   const ForwardPlan plan = plan_forward(pixels, p.output.w, depth, p.output.c, sizeof(T), tile_shape<T>(),
                                         parallel.threads, cache_sizes());
-  plan.few_pixels&& p.packed_weights == nullptr ? separable_conv2d_few_pixels<S>(p, plan, parallel)
-                                                : separable_conv2d_tiles<S>(p, plan, parallel);
+  if (plan.few_pixels && p.packed_weights == nullptr)
+    separable_conv2d_few_pixels<S>(p, plan, parallel);
+  else
+    separable_conv2d_tiles<S>(p, plan, parallel);
 }
