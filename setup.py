@@ -27,6 +27,7 @@ TORCH_SOURCES = [
     "torch/checks.cpp",
     "torch/cpu_capability.cpp",
     "torch/separable_conv2d_cpu.cpp",
+    "torch/frozen_separable_conv2d_cpu.cpp",
     "torch/row_average_cpu.cpp",
     "torch/row_average_conv2d_cpu.cpp",
 ]

@@ -18,6 +18,7 @@ from typing import Any
 
 import harness
 import layer_shapes
+import layer_tables
 import layers
 import plot
 
@@ -32,6 +33,7 @@ LAYER_SETTINGS = {
     "batch": 1,
     "dtype": "float32",
     "backward": False,
+    "frozen": False,
     "sample_ms": 5,
 }
 
@@ -98,7 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     shapes = layer_shapes.load(args.shapes)
     print(f"\n[2/3] {len(shapes)} separable layers on {args.threads} threads, float32, batch 1")
     run = layers.run_record(args, shapes)
-    print(layers.table(run), layers.notes(run), sep="\n")
+    print(layer_tables.table(run), *layer_tables.notes(run), sep="\n")
 
     print(f"\n[3/3] Training the optimized Xception on {TRAINING['data']}, {TRAINING['epochs']} epochs each")
     run["training"] = {}

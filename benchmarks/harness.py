@@ -26,7 +26,7 @@ import torch
 
 import sepconv
 
-SCHEMA = 1
+SCHEMA = 2
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PROBE_TOLERANCE = 0.03
@@ -37,6 +37,15 @@ SETTLE_SECONDS = 0.003
 MALLOC = {
     "default": None,
     "raised": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592",
+}
+# Libraries read these when they are loaded. The inference engines have no such cap.
+CAPS = {
+    "avx2": {
+        "SEPCONV_CPU_CAPABILITY": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
 }
 
 
@@ -53,6 +62,7 @@ def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
         "--rounds", type=positive, default=rounds, help="turns of each contestant (%(default)s)"
     )
     options.add_argument("--malloc", choices=MALLOC, default="default", help="glibc's mmap threshold")
+    options.add_argument("--isa", choices=CAPS, help="cap sepconv and stock PyTorch to it (the CPU's best)")
     options.add_argument("--json", type=Path, metavar="PATH", help="write the record here")
     return options
 
@@ -76,10 +86,11 @@ def choose(wanted: str | None, available: Iterable[str], option: str = "--contes
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Applies --malloc, which only a fresh process obeys, and --threads."""
+    """Applies --malloc and --isa, which only a fresh process obeys, and --threads."""
     tunables = MALLOC[args.malloc]
-    if tunables and os.environ.get("GLIBC_TUNABLES") != tunables:
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": tunables})
+    wanted = ({"GLIBC_TUNABLES": tunables} if tunables else {}) | CAPS.get(args.isa, {})
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
     torch.set_num_threads(args.threads)
 
 
@@ -281,6 +292,15 @@ def milliseconds(value: float) -> str:
 
 def times(value: float) -> str:
     return f"{value:.2f}x"
+
+
+def time_and_ratio(result: dict[str, Any] | None) -> str:
+    """Milliseconds of a contestant, and in brackets its time over the baseline's; '-' if it did not run."""
+    if result is None:
+        return "-"
+    text = milliseconds(result["ms"]["median"])
+    ratio = result.get("ratio", {}).get("median", 1)
+    return text if ratio == 1 else f"{text} ({times(ratio)})"
 
 
 def warn_if_reference() -> None:

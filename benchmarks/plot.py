@@ -1,6 +1,6 @@
 """Draws a record of layers.py, training.py or demo.py.
 
-python benchmarks/plot.py benchmarks/results/layers-xception.json --kind roofline -o roofline.png
+python benchmarks/plot.py benchmarks/results/layers-xception.json -o layers.png
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from matplotlib.figure import Figure
 COLORS = {
     "sepconv": "#1f5fa8",
     "sepconv-nchw": "#7fb2e5",
+    "sepconv-float32": "#a9b8c9",
+    "sepconv-frozen": "#1f5fa8",
+    "sepconv-frozen-nchw": "#7fb2e5",
     "sepconv-compile": "#123a66",
     "stock-nhwc": "#e08214",
     "stock-nchw": "#fdc27a",
@@ -90,41 +93,6 @@ def bars(run: dict[str, Any]) -> Figure:
     return figure
 
 
-def roofline(run: dict[str, Any]) -> Figure:
-    """GFLOP/s over arithmetic intensity, below the lines that FMA peak and copy bandwidth draw."""
-    rows = run["rows"]
-    figure, axes = plt.subplots(figsize=(9, 5.5))
-    intensities = [row["flops"] / row["bytes"] for row in rows]
-    for name in _contestants(rows):
-        points = [
-            (intensity, row["flops"] / row["contestants"][name]["ms"]["median"] / 1e6)
-            for intensity, row in zip(intensities, rows, strict=True)
-            if name in row["contestants"]
-        ]
-        axes.scatter(*zip(*points, strict=True), s=28, color=COLORS[name], label=name, alpha=0.85)
-    peak, bandwidth = max(row["probe"]["gflops"] for row in rows), run["probe"]["copy_gbps"]
-    knee = peak / bandwidth
-    low, high = min([*intensities, knee]) * 0.7, max([*intensities, knee]) * 1.5
-    axes.plot(
-        [low, knee, high],
-        [low * bandwidth, peak, peak],
-        color="#444444",
-        label=f"limits: {peak:.0f} GFLOP/s, {bandwidth:.0f} GB/s from memory",
-    )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("FLOPs a byte that must move (input, weights, output)")
-    axes.set_ylabel("GFLOP/s")
-    axes.set_title(
-        f"{run['settings']['shapes']}, batch {run['settings']['batch']}, {run['settings']['dtype']}"
-    )
-    axes.legend(frameon=False, fontsize="small")
-    _bare(axes)
-    _caption(figure, run)
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
-    return figure
-
-
 def phases(run: dict[str, Any]) -> Figure:
     """The training step of each contestant, its phases stacked."""
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.5 * len(run["contestants"])))
@@ -171,7 +139,7 @@ def save(figure: Figure, path: Path) -> None:
     print(f"wrote {path}")
 
 
-KINDS = {"bars": bars, "roofline": roofline, "phases": phases, "demo": demo}
+KINDS = {"bars": bars, "phases": phases, "demo": demo}
 KIND_OF = {"layers": "bars", "training": "phases", "demo": "demo"}
 
 

@@ -1,6 +1,13 @@
 // What this machine can do at best, for benchmarks to be measured against: fused multiply-adds a second from
-// registers, and copy bandwidth. Compiled on demand by probe.py, once for each instruction set, with that
-// set's flags and VECTOR_BYTES; GNU vectors keep one body for all of them.
+// registers (of float32, or with AMX's flags of bfloat16 in tiles), and copy bandwidth. Compiled on demand by
+// probe.py, once for each instruction set, with that set's flags and VECTOR_BYTES; GNU vectors keep one body
+// for all of them.
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -11,6 +18,40 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+#ifdef __AMX_BF16__
+
+constexpr int kIterations = 2000;
+constexpr double kBurstFlops = 4.0 * kIterations * 2 * 16 * 16 * 32;  // four products of 16x32 and 32x16
+
+// FLOP/s of one burst, or 0 where the system gives no tiles. A tile of zeros takes as long as any other.
+double burst(float, volatile float*) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_a_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return 0;
+  _tile_loadconfig(&config);
+  const auto begin = Clock::now();
+  for (int k = 0; k < kIterations; ++k) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  const double seconds = seconds_since(begin);
+  _tile_release();
+  return kBurstFlops / seconds;
+}
+
+#else
+
 typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
 
 constexpr int kLanes = VECTOR_BYTES / sizeof(float);
@@ -18,10 +59,7 @@ constexpr int kLanes = VECTOR_BYTES / sizeof(float);
 constexpr int kAccumulators = VECTOR_BYTES == 32 ? 12 : 24;
 constexpr int kIterations =
     20000;  // a burst of about 0.1 ms: long against the clock, short against a time slice
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+constexpr double kBurstFlops = 2.0 * kLanes * kAccumulators * kIterations;
 
 // FLOP/s of one burst. The start value comes from the caller so that nothing folds at compile time.
 double burst(float start, volatile float* sink) {
@@ -37,8 +75,10 @@ double burst(float start, volatile float* sink) {
   Vector sum{};
   for (const Vector& accumulator : accumulators) sum += accumulator;
   for (int lane = 0; lane < kLanes; ++lane) *sink = sum[lane];
-  return 2.0 * kLanes * kAccumulators * kIterations / seconds;
+  return kBurstFlops / seconds;
 }
+
+#endif
 
 template <class Body>
 void on_threads(int threads, const Body& body) {
@@ -63,7 +103,7 @@ void fma_gflops(int threads, double seconds, double* best, double* sustained) {
       fastest[index] = std::max(fastest[index], burst(0.001f, &sink));
       ++bursts;
     } while (seconds_since(begin) < seconds);
-    mean[index] = 2.0 * kLanes * kAccumulators * kIterations * bursts / seconds_since(begin);
+    mean[index] = kBurstFlops * bursts / seconds_since(begin);
   });
   *best = *sustained = 0;
   for (int index = 0; index < threads; ++index) {
@@ -72,16 +112,21 @@ void fma_gflops(int threads, double seconds, double* best, double* sustained) {
   }
 }
 
-// GB/s (read plus written) of the fastest of `rounds` copies of `bytes` bytes, split evenly over the threads.
+// Copies `bytes` bytes, split evenly over the threads.
+void copy(int threads, void* target, const void* source, int64_t bytes) {
+  on_threads(threads, [&](int index) {
+    const int64_t first = bytes * index / threads, last = bytes * (index + 1) / threads;
+    std::memcpy(static_cast<char*>(target) + first, static_cast<const char*>(source) + first, last - first);
+  });
+}
+
+// GB/s (read plus written) of the fastest of `rounds` copies of `bytes` bytes.
 double copy_gbps(int threads, int64_t bytes, int rounds) {
   std::vector<char> source(bytes, 1), target(bytes, 2);  // written here: no page fault is timed
   double best = 0;
   for (int round = 0; round < rounds; ++round) {
     const auto begin = Clock::now();
-    on_threads(threads, [&](int index) {
-      const int64_t first = bytes * index / threads, last = bytes * (index + 1) / threads;
-      std::memcpy(target.data() + first, source.data() + first, last - first);
-    });
+    copy(threads, target.data(), source.data(), bytes);
     best = std::max(best, 2.0 * bytes / seconds_since(begin) * 1e-9);
   }
   return best;

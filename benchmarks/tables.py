@@ -15,10 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import average
 import demo
 import harness
-import layers
+import layer_tables
+import overhead
 import record
+import roofline
 import training
 
 import models
@@ -26,14 +29,6 @@ import models
 README = harness.ROOT / "README.md"
 BLOCK = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_MEASURED = "*Not measured yet: `make bench-results` fills this in.*"
-NETWORKS = {
-    "xception": "Xception, 299x299",
-    "optimized_xception": "optimized Xception, 32x32, batch 64",
-    "mobilenetv1": "MobileNetV1, 224x224",
-    "mobilenetv2": "MobileNetV2, 224x224",
-    "efficientnet_b0": "EfficientNet-B0, 224x224",
-    "deeplabv3plus": "DeepLabV3+ (Xception-65), 513x513",
-}
 
 Runs = dict[str, dict[str, Any]]
 
@@ -43,50 +38,78 @@ def _footer(*runs: dict[str, Any]) -> str:
     return "\n".join(f"<sub>{line}</sub>" for line in dict.fromkeys(harness.describe(run) for run in runs))
 
 
+def _picture(path: Path, text: str) -> str:
+    return f"![{text}]({path.relative_to(harness.ROOT).as_posix()})"
+
+
+def _lines(*lines: str) -> str:
+    """Lines that Markdown keeps apart."""
+    return "  \n".join(lines)
+
+
 def _demo(runs: Runs) -> str:
     run = runs["demo"]
     picture = record.path_of("demo").with_suffix(".png")
-    parts = [layers.table(run), demo.training_table(run), demo.verdict(run)]
+    parts = [layer_tables.table(run), demo.training_table(run), demo.verdict(run)]
     if picture.exists():
-        parts.append(f"![The same as a plot]({picture.relative_to(harness.ROOT).as_posix()})")
-    return "\n\n".join([*parts, f"{layers.notes(run)}  \n{_footer(run)}"])
+        parts.append(_picture(picture, "The same as a plot"))
+    return "\n\n".join([*parts, _lines(*layer_tables.notes(run), _footer(run))])
+
+
+def _roofline(runs: Runs) -> str:
+    """The plot, which `record.py` draws from these records."""
+    if not roofline.TARGET.exists():
+        return NOT_MEASURED
+    picture = _picture(
+        roofline.TARGET, "GFLOP/s of every layer over FLOPs a byte, below the machine's limits"
+    )
+    return f"{picture}\n\n{_footer(*runs.values())}"
 
 
 def _layers(runs: Runs) -> str:
-    (run,) = runs.values()
-    notes = layers.notes(run).replace("\n", "  \n")
-    return f"{layers.table(run)}\n\n{notes}  \n{_footer(run)}"
+    """Each record's layers, one table below the other, and what they come to."""
+    parts = []
+    for run in runs.values():
+        remarks = "\n".join(f"- {line}" for line in [*layer_tables.summary(run), *layer_tables.notes(run)])
+        parts += [layer_tables.table(run), remarks]
+    return "\n\n".join([*parts, _footer(*runs.values())])
+
+
+def _label(run: dict[str, Any]) -> str:
+    name = (record.NETWORKS | record.SMALL_MAPS)[run["settings"]["shapes"]]
+    batch = f", batch {run['settings']['batch']}" if run["settings"]["batch"] > 1 else ""
+    return f"{name}{batch} ({run['total']['count']} layers)"
 
 
 def _networks(runs: Runs) -> str:
-    """The sum over each network's layers, a line a network."""
-    totals = {name: run["total"]["contestants"] for name, run in runs.items()}
-    names = [name for name in layers.peers.CONTESTANTS if any(name in total for total in totals.values())]
-
-    def cell(contestant: str, result: dict[str, Any] | None) -> str:
-        if result is None:
-            return "-"
-        text = harness.milliseconds(result["ms"]["median"])
-        ratio = "" if contestant == layers.BASELINE else f" ({harness.times(result['ratio']['median'])})"
-        return text + ratio
-
+    """The sum over each network's layers, a line a network, and its worst layer."""
+    names = layer_tables.contestants(runs.values())
     rows = []
-    for name, run in runs.items():
-        label = f"{NETWORKS[name.removeprefix('layers-')]} ({run['total']['count']} layers)"
-        rows.append([label, *(cell(peer, totals[name].get(peer)) for peer in names), _losses(run)])
-    table = harness.table(["sum of layers, ms", *names, "slower than a peer"], rows)
+    for run in runs.values():
+        total = layer_tables.total(run)
+        times = [harness.time_and_ratio(total["contestants"].get(name)) for name in names]
+        rows.append(
+            [
+                _label(run),
+                *times,
+                *layer_tables.shares(run, total),
+                layer_tables.behind(run),
+                layer_tables.worst(run),
+            ]
+        )
+    ends = ["of FMA peak", "of limit", f"below {layer_tables.BEHIND}x", "worst layer"]
+    table = harness.table(["sum of layers, ms", *names, *ends], rows)
     return f"{table}\n\n{_footer(*runs.values())}"
 
 
-def _losses(run: dict[str, Any]) -> str:
-    """On how many of its distinct layers sepconv is behind the fastest contestant that is not sepconv."""
-    behind = 0
-    for row in run["rows"]:
-        ratios = [
-            r["ratio"]["median"] for n, r in row["contestants"].items() if not n.startswith(layers.BASELINE)
-        ]
-        behind += min(ratios, default=1) < 1
-    return f"{behind} of {len(run['rows'])}"
+def _average(runs: Runs) -> str:
+    (run,) = runs.values()
+    return f"{average.table(run)}\n\n{_footer(run)}"
+
+
+def _overhead(runs: Runs) -> str:
+    (run,) = runs.values()
+    return f"{overhead.table(run)}\n\n{_footer(run)}"
 
 
 def _models(runs: Runs) -> str:
@@ -99,14 +122,21 @@ def _training(runs: Runs) -> str:
     return "\n\n".join([*parts, _footer(*runs.values())])
 
 
-# Name in the README: how it is rendered, and the records it needs; those not measured are left out.
+# Name on the page: how it is rendered, and the records it needs; those not measured are left out.
 TABLES: dict[str, tuple[Callable[[Runs], str], Sequence[str]]] = {
     "demo": (_demo, ["demo"]),
-    "layers": (_layers, ["layers-xception"]),
-    "layers-1-thread": (_layers, ["layers-xception-1-thread"]),
-    "layers-raised": (_layers, ["layers-xception-raised"]),
-    "layers-training": (_layers, ["layers-xception-training"]),
-    "networks": (_networks, [f"layers-{network}" for network in NETWORKS]),
+    "networks": (_networks, [f"layers-{network}" for network in record.NETWORKS]),
+    "networks-frozen": (_networks, [f"layers-{network}-frozen" for network in record.NETWORKS]),
+    "networks-bfloat16": (_networks, [f"layers-{network}-bfloat16" for network in record.NETWORKS]),
+    "roofline": (_roofline, record.ROOFLINE),
+    "small-maps": (
+        _networks,
+        [f"layers-{shapes}-batch-{batch}" for shapes in record.SMALL_MAPS for batch in record.BATCHES],
+    ),
+    **{name: (_layers, [name]) for name in record.RUNS if name.startswith("layers-")},
+    "average": (_average, ["average"]),
+    "average-raised": (_average, ["average-raised"]),
+    "overhead": (_overhead, ["overhead"]),
     "models": (_models, ["models-xception", "models-optimized_xception"]),
     "training": (_training, ["training-optimized_xception", "training-xception"]),
 }

@@ -11,12 +11,14 @@ from types import ModuleType
 
 from sepconv import functional
 from sepconv.build_info import info
+from sepconv.frozen import FrozenSeparableConv2d
 from sepconv.functional import row_average, row_average_conv2d, separable_conv2d
 from sepconv.modules import RowAverage, RowAverageConv2d, SeparableConv2d
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FrozenSeparableConv2d",
     "RowAverage",
     "RowAverageConv2d",
     "SeparableConv2d",

@@ -75,13 +75,19 @@ class Checks:
         if tensor is None:
             return
         if not _autocasts(input):  # autocast gives all of them one dtype
-            self.require(
-                tensor.dtype == input.dtype,
-                f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}",
-            )
+            self.same_dtype(name, tensor, input)
+        self.same_device(name, tensor, input)
+
+    def same_dtype(self, name: str, tensor: Tensor, first: Tensor, first_name: str = "input") -> None:
         self.require(
-            tensor.device == input.device,
-            f"{name} must be on the device of input, {input.device}, got {tensor.device}",
+            tensor.dtype == first.dtype,
+            f"{name} must have the dtype of {first_name}, {first.dtype}, got {tensor.dtype}",
+        )
+
+    def same_device(self, name: str, tensor: Tensor, first: Tensor, first_name: str = "input") -> None:
+        self.require(
+            tensor.device == first.device,
+            f"{name} must be on the device of {first_name}, {first.device}, got {tensor.device}",
         )
 
     def output_size(
@@ -163,6 +169,75 @@ def separable_conv2d(
     check.vector("pointwise_bias", pointwise_bias, out_channels)
     size = check.output_size(input, kernel, stride, padding, dilation)
     return input.shape[0], out_channels, *size
+
+
+def pack_separable_conv2d(op: str, depthwise_weight: Tensor, pointwise_weight: Tensor) -> None:
+    """Check the weights that are to be packed."""
+    check = Checks(op)
+    first = depthwise_weight, "depthwise_weight"
+    check.same_dtype("pointwise_weight", pointwise_weight, *first)
+    check.same_device("pointwise_weight", pointwise_weight, *first)
+    check.dimensions("depthwise_weight", depthwise_weight, "(C_in * multiplier, 1, kh, kw)")
+    middle, one, height, width = depthwise_weight.shape
+    check.require(
+        middle > 0 and one == 1 and height > 0 and width > 0,
+        "depthwise_weight must have shape (C_in * multiplier, 1, kh, kw), "
+        f"got {_listed(depthwise_weight.shape)}",
+    )
+    check.dimensions("pointwise_weight", pointwise_weight, "(C_out, C_in * multiplier, 1, 1)")
+    out_channels = pointwise_weight.shape[0]
+    check.at_least("C_out of pointwise_weight", out_channels, 1)
+    check.shape("pointwise_weight", pointwise_weight, (out_channels, middle, 1, 1))
+
+
+def frozen_separable_conv2d(
+    op: str,
+    input: Tensor,
+    packed: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_bias: Tensor | None,
+    residual: Tensor | None,
+    out_channels: int,
+    depth_multiplier: int,
+    kernel_size: Size,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    activations: Sequence[int],
+) -> tuple[int, int, int, int]:
+    """Check the arguments of a frozen separable convolution and return its output's shape.
+
+    What the bytes of `packed` hold is for the kernel to see.
+    """
+    check = Checks(op)
+    check.image("input", input)
+    check.at_least("out_channels", out_channels, 1)
+    check.at_least("depth_multiplier", depth_multiplier, 1)
+    check.length("kernel_size", kernel_size, 2)
+    rows, columns = check.output_size(input, kernel_size, stride, padding, dilation)
+    shape = (input.shape[0], out_channels, rows, columns)
+    for name, value in zip(
+        ("prologue_activation", "middle_activation", "activation"), activations, strict=True
+    ):
+        check.require(
+            0 <= value <= 3, f"{name} must be 0 (none), 1 (ReLU), 2 (ReLU6) or 3 (hard swish), got {value}"
+        )
+    given = {"depthwise_bias": depthwise_bias, "pointwise_bias": pointwise_bias, "residual": residual}
+    for name, tensor in given.items():
+        if tensor is not None:  # nothing casts here under autocast
+            check.same_dtype(name, tensor, input)
+            check.same_device(name, tensor, input)
+    check.vector("depthwise_bias", depthwise_bias, input.shape[1] * depth_multiplier)
+    check.vector("pointwise_bias", pointwise_bias, out_channels)
+    if residual is not None:
+        check.shape("residual", residual, shape)
+    check.require(
+        packed.dtype == torch.uint8 and packed.dim() == 1,
+        "packed must be a tensor that pack_separable_conv2d made, got another one of shape "
+        f"{_listed(packed.shape)}",
+    )
+    check.same_device("packed", packed, input)
+    return shape
 
 
 def row_average(op: str, input: Tensor, stride: int) -> tuple[int, int, int, int]:

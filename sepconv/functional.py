@@ -80,7 +80,7 @@ def separable_conv2d(
         torch.Size([2, 16, 8, 8])
     """
     name = "separable_conv2d"
-    if _is_unbatched(name, input):
+    if is_unbatched(name, input):
         biases = depthwise_bias, pointwise_bias
         batch = input.unsqueeze(0)
         return separable_conv2d(
@@ -88,7 +88,7 @@ def separable_conv2d(
         ).squeeze(0)
     if isinstance(padding, str):
         weight = "depthwise_weight", depthwise_weight
-        padding, extra = _explicit_padding(name, padding, *weight, stride, dilation)
+        padding, extra = explicit_padding(name, padding, *weight, stride, dilation)
         if any(extra):
             input = F.pad(input, extra)
     arguments = (
@@ -138,7 +138,7 @@ def row_average(input: Tensor, stride: int = 1) -> Tensor:
         [1.5, 6.0]
     """
     name = "row_average"
-    if _is_unbatched(name, input):
+    if is_unbatched(name, input):
         return row_average(input.unsqueeze(0), stride).squeeze(0)
     if has_kernel(input):
         return _ops.row_average.default(input, stride)
@@ -190,11 +190,11 @@ def row_average_conv2d(
         torch.Size([2, 16, 16, 32])
     """
     name = "row_average_conv2d"
-    if _is_unbatched(name, input):
+    if is_unbatched(name, input):
         input = input.unsqueeze(0)
         return row_average_conv2d(input, weight, bias, stride, padding, dilation, row_stride).squeeze(0)
     if isinstance(padding, str):
-        padding, extra = _explicit_padding(name, padding, "weight", weight, stride, dilation)
+        padding, extra = explicit_padding(name, padding, "weight", weight, stride, dilation)
         if any(extra):  # unequal padding of averaged rows is no padding of the input: two steps
             averaged = F.pad(row_average(input, row_stride), extra)
             return F.conv2d(averaged, weight, bias, stride, padding, dilation)
@@ -207,7 +207,7 @@ def row_average_conv2d(
     return reference.row_average_conv2d(*arguments)
 
 
-def _is_unbatched(function: str, input: Tensor) -> bool:
+def is_unbatched(function: str, input: Tensor) -> bool:
     if not isinstance(input, Tensor):
         raise TypeError(f"{function}: input must be a Tensor, got {type(input).__name__}")
     dimensions = input.dim()
@@ -224,7 +224,7 @@ def _check_dtype(function: str, input: Tensor) -> None:
         raise RuntimeError(f"{function}: input must be floating-point or complex, got {input.dtype}")
 
 
-def _explicit_padding(
+def explicit_padding(
     function: str, padding: str, weight_name: str, weight: Tensor, stride: Pair, dilation: Pair
 ) -> tuple[Pair, tuple[int, int, int, int]]:
     """Numbers for 'valid' and 'same', and what F.pad has to add at the ends: (left, right, top, bottom)."""

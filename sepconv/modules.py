@@ -90,7 +90,7 @@ class SeparableConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         depthwise, pointwise = self.depthwise, self.pointwise
-        if not (_is_depthwise(depthwise) and _is_pointwise(pointwise)):
+        if not (is_depthwise(depthwise) and is_pointwise(pointwise)):
             return pointwise(depthwise(input))
         padding = depthwise.padding
         if depthwise.padding_mode != "zeros":
@@ -108,9 +108,9 @@ class SeparableConv2d(nn.Module):
         )
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling `layer` would do nothing but ``nn.Conv2d.forward``."""
-    return type(layer) is nn.Conv2d and not (
+def is_plain(layer: object, *kinds: type[nn.Module]) -> bool:
+    """Whether `layer` is of one of these very classes and calling it would do nothing but ``forward``."""
+    return type(layer) in kinds and not (
         layer._forward_pre_hooks
         or layer._forward_hooks
         or layer._backward_pre_hooks
@@ -119,13 +119,13 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
-def _is_depthwise(layer: nn.Module) -> bool:
-    return _is_plain(layer) and layer.groups == layer.in_channels
+def is_depthwise(layer: nn.Module) -> bool:
+    return is_plain(layer, nn.Conv2d) and layer.groups == layer.in_channels
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
+def is_pointwise(layer: nn.Module) -> bool:
     return (
-        _is_plain(layer)
+        is_plain(layer, nn.Conv2d)
         and layer.groups == 1
         and layer.kernel_size == (1, 1)
         and layer.stride == (1, 1)

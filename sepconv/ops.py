@@ -1,7 +1,8 @@
 """What torch.ops.sepconv needs beyond its kernels: fake kernels, autograd, autocast, vmap and flop formulas.
 
 Importing this module registers them; it needs the compiled library to be loaded. Each section goes through
-the operators in the same order: separable_conv2d, row_average, row_average_conv2d, each before its backward.
+the operators in the same order: separable_conv2d, frozen_separable_conv2d, row_average, row_average_conv2d,
+each before its backward.
 
 Nothing has a double-backward kernel. Each convolution F is linear in each of its inputs (a weight taken
 together with its bias), so that its differential is a sum of calls of F and the gradients of that
@@ -25,6 +26,7 @@ from sepconv import _checks
 _ops = torch.ops.sepconv
 _separable_conv2d = _ops.separable_conv2d.default
 _separable_conv2d_backward = _ops.separable_conv2d_backward.default
+_frozen_separable_conv2d = _ops.frozen_separable_conv2d.default
 _row_average = _ops.row_average.default
 _row_average_backward = _ops.row_average_backward.default
 _row_average_conv2d = _ops.row_average_conv2d.default
@@ -72,10 +74,14 @@ def _empty(
     return torch.empty(size, dtype=dtype, device=device, memory_format=memory_format)
 
 
-def _fake_output(op: str, input: Tensor, size: Sequence[int]) -> Tensor:
+def _check_dtype(op: str, name: str, tensor: Tensor) -> None:
     _checks.Checks(op).require(
-        input.dtype in DTYPES, f"input must be float32, float64, bfloat16 or float16, got {input.dtype}"
+        tensor.dtype in DTYPES, f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
     )
+
+
+def _fake_output(op: str, input: Tensor, size: Sequence[int]) -> Tensor:
+    _check_dtype(op, "input", input)
     return _empty(size, input.dtype, input.device, suggest_memory_format(input))
 
 
@@ -144,6 +150,56 @@ def _(
     depthwise, pointwise = depthwise_weight.shape, pointwise_weight.shape
     shapes = (input.shape, depthwise, pointwise, depthwise[:1], pointwise[:1])
     return _fake_gradients(op, grad_output, size, input, shapes, output_mask)
+
+
+@torch.library.register_fake("sepconv::pack_separable_conv2d")
+def _(depthwise_weight, pointwise_weight):
+    op = "pack_separable_conv2d"
+    _checks.pack_separable_conv2d(op, depthwise_weight, pointwise_weight)
+    _check_dtype(op, "depthwise_weight", depthwise_weight)
+    # The layout is the kernels' own business: they are asked. Sizes of weights are plain numbers then.
+    sizes = [int(size) for size in (*depthwise_weight.shape, pointwise_weight.shape[0])]
+    middle, _, height, width, out_channels = sizes
+    size = _ops.packed_bytes_of_separable_conv2d(
+        middle, out_channels, [height, width], depthwise_weight.dtype
+    )
+    return torch.empty(size, dtype=torch.uint8, device=depthwise_weight.device)
+
+
+@torch.library.register_fake("sepconv::frozen_separable_conv2d")
+def _(
+    input,
+    packed,
+    depthwise_bias,
+    pointwise_bias,
+    residual,
+    out_channels,
+    depth_multiplier,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    prologue_activation=0,
+    middle_activation=0,
+    activation=0,
+):
+    op = "frozen_separable_conv2d"
+    size = _checks.frozen_separable_conv2d(
+        op,
+        input,
+        packed,
+        depthwise_bias,
+        pointwise_bias,
+        residual,
+        out_channels,
+        depth_multiplier,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        (prologue_activation, middle_activation, activation),
+    )
+    return _fake_output(op, input, size)
 
 
 @torch.library.register_fake("sepconv::row_average")
@@ -291,6 +347,17 @@ def _double_backward_separable_conv2d(
     return *gradients, None, None, None, None
 
 
+def _refuse_gradient(ctx, inputs, output):
+    raise RuntimeError(
+        "frozen_separable_conv2d: there is no gradient, and an argument requires one; call it under "
+        "torch.no_grad() or torch.inference_mode(), or train with sepconv.SeparableConv2d"
+    )
+
+
+def _backward_frozen_separable_conv2d(ctx, grad_output):
+    raise AssertionError("never called: _refuse_gradient lets no graph be recorded")
+
+
 def _setup_row_average(ctx, inputs, output):
     input, ctx.stride = inputs
     ctx.height = input.shape[2]
@@ -347,6 +414,7 @@ def _double_backward_row_average_conv2d(ctx, u_input, u_weight, u_bias):
 for _name, _backward, _setup in (
     ("separable_conv2d", _backward_separable_conv2d, _setup_separable_conv2d),
     ("separable_conv2d_backward", _double_backward_separable_conv2d, _setup_separable_conv2d_backward),
+    ("frozen_separable_conv2d", _backward_frozen_separable_conv2d, _refuse_gradient),
     ("row_average", _backward_row_average, _setup_row_average),
     ("row_average_backward", _double_backward_row_average, _setup_row_average_backward),
     ("row_average_conv2d", _backward_row_average_conv2d, _setup_row_average_conv2d),
@@ -389,6 +457,13 @@ def _vmap_forward(op: Callable[..., Tensor]) -> Callable[..., Any]:
     return rule
 
 
+def _vmap_frozen_separable_conv2d(info, in_dims, *args):
+    *_, residual = args[:5]
+    if residual is None:
+        return _vmap_forward(_frozen_separable_conv2d)(info, in_dims, *args)
+    return _vmap_by_loop(_frozen_separable_conv2d, info, in_dims, args)
+
+
 def _vmap_backward(op: Callable[..., Any]) -> Callable[..., Any]:
     def rule(info, in_dims, *args):
         return _vmap_by_loop(op, info, in_dims, args)
@@ -399,6 +474,7 @@ def _vmap_backward(op: Callable[..., Any]) -> Callable[..., Any]:
 for _name, _rule in (
     ("separable_conv2d", _vmap_forward(_separable_conv2d)),
     ("separable_conv2d_backward", _vmap_backward(_separable_conv2d_backward)),
+    ("frozen_separable_conv2d", _vmap_frozen_separable_conv2d),
     ("row_average", _vmap_forward(_row_average)),
     ("row_average_backward", _vmap_forward(_row_average_backward)),
     ("row_average_conv2d", _vmap_forward(_row_average_conv2d)),
@@ -464,6 +540,13 @@ def _(grad_output, input, depthwise_weight, pointwise_weight, *args, out_shape=N
     through_pointwise = of_input or of_depthwise or of_depthwise_bias
     depthwise_calls = of_input + of_depthwise + of_pointwise
     return depthwise_calls * depthwise + (through_pointwise + of_pointwise) * pointwise
+
+
+@register_flop_formula(_ops.frozen_separable_conv2d)
+def _(input, packed, *args, out_shape=None, **kwargs) -> int:
+    _, _, _, out_channels, depth_multiplier, kernel_size, *_ = args
+    middle = input[1] * depth_multiplier
+    return sum(_convolution_flops(out_shape, w) for w in ((middle, *kernel_size), (out_channels, middle)))
 
 
 @register_flop_formula(_ops.row_average_conv2d)

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from sepconv._types import Padding, Pair
 
+# In the order of the numbers that the operators know them by.
+ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}
+
 
 def separable_conv2d(
     input: Tensor,
@@ -26,6 +29,28 @@ def separable_conv2d(
     channels = input.shape[-3]
     middle = F.conv2d(input, depthwise_weight, depthwise_bias, stride, padding, dilation, groups=channels)
     return F.conv2d(middle, pointwise_weight, pointwise_bias)
+
+
+def frozen_separable_conv2d(
+    input: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    depthwise_bias: Tensor | None = None,
+    pointwise_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    prologue_activation: str | None = None,
+    middle_activation: str | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """A separable convolution with an activation before, between and after, the last one after a residual."""
+    channels = input.shape[-3]
+    input = ACTIVATIONS[prologue_activation](input)
+    middle = F.conv2d(input, depthwise_weight, depthwise_bias, stride, padding, dilation, groups=channels)
+    output = F.conv2d(ACTIVATIONS[middle_activation](middle), pointwise_weight, pointwise_bias)
+    return ACTIVATIONS[activation](output if residual is None else output + residual)
 
 
 def row_average(input: Tensor, stride: int = 1) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -12,15 +13,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from profiles import nightly_only
 from torch import nn
 
+import sepconv
 from sepconv import models
 from sepconv.models.layers import StockSeparableConv2d
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="benchmarks/ lies in the clone only")
 
-TINY = "small 16 24 14 14 3 1 1 1 2\nodd 7 5 9 8 5 2 2 1 1\n"
+TINY = """\
+stages: relu | none | bn
+small 16 24 14 14 3 1 1 1 2
+stages: none | bn+relu6 | bn+relu
+odd.3x3 7 5 9 8 3 1 1 1 1
+odd.5x5 7 5 9 8 5 2 2 1 1 2
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +63,7 @@ def record_of(script: str, path: Path, *arguments: str | Path) -> dict:
     done = run_script(script, "--threads", "1", "--rounds", "1", "--json", path, *arguments)
     assert done.returncode == 0, done.stderr
     run = json.loads(path.read_text())
-    assert run["schema"] == 1
+    assert run["schema"] == 2
     assert run["benchmark"] == script.removesuffix(".py")
     assert run["machine"].keys() >= {"cpu", "cores", "threads", "isa", "malloc", "python", "torch", "sepconv"}
     assert run["machine"]["isa"] != "reference", "measured without sepconv's kernels"
@@ -86,17 +95,37 @@ def separable_geometries(model: nn.Module, size: int) -> list[tuple[int, ...]]:
 
 def geometry(depthwise: nn.Conv2d, pointwise: nn.Conv2d, shape: torch.Size) -> tuple[int, ...]:
     window = (depthwise.kernel_size[0], depthwise.stride[0], depthwise.padding[0], depthwise.dilation[0])
-    return depthwise.in_channels, pointwise.out_channels, shape[2], shape[3], *window
+    multiplier = depthwise.out_channels // depthwise.in_channels
+    return depthwise.in_channels, pointwise.out_channels, shape[2], shape[3], *window, multiplier
 
 
 @pytest.mark.parametrize(
-    ("name", "build", "size", "count"),
-    [("xception", models.xception, 299, 34), ("optimized_xception", models.optimized_xception, 32, 24)],
+    ("name", "build", "size", "options", "count"),
+    [
+        ("xception", models.xception, 299, {}, 34),
+        ("optimized_xception", models.optimized_xception, 32, {}, 24),
+        ("optimized_xception_stride1", models.optimized_xception, 32, {"stem_stride": 1}, 24),
+    ],
 )
-def test_shape_files_hold_the_layers_of_our_networks(layer_shapes, name, build, size, count):
-    found = separable_geometries(build(layers="stock"), size)
+def test_shape_files_hold_the_layers_of_our_networks(layer_shapes, name, build, size, options, count):
+    model = build(layers="stock", **options)
+    found = separable_geometries(model, size)
     assert len(found) == count
-    assert geometries(layer_shapes.load(name)) == found
+    listed = layer_shapes.load(name)
+    assert geometries(listed) == found
+    stages = [str(layer.stages) for layer in listed for _ in range(layer.count)]
+    assert stages == separable_unit_stages(model)
+
+
+def separable_unit_stages(model: nn.Module) -> list[str]:
+    """What the network has around its separable layers, as shape files say it."""
+    found = []
+    for unit in model.modules():
+        if isinstance(unit, nn.Sequential) and any(isinstance(m, StockSeparableConv2d) for m in unit):
+            words = {nn.ReLU: "relu", nn.BatchNorm2d: "bn", StockSeparableConv2d: "|"}
+            before, after = "+".join(words[type(module)] for module in unit).split("|")
+            found.append(f"{before.strip('+') or 'none'} | none | {after.strip('+') or 'none'}")
+    return found
 
 
 @pytest.mark.parametrize(
@@ -138,11 +167,48 @@ def test_every_shape_file_parses(layer_shapes):
 
 
 @pytest.mark.parametrize(
-    "line", ["a 1 2 3", "a 16 24 14 14 three 1 1 1 1", "a 0 24 14 14 3 1 1 1 1", "a 16 24 2 2 5 1 0 1 1", ""]
+    "line",
+    [
+        "a 1 2 3",
+        "a 16 24 14 14 three 1 1 1 1",
+        "a 0 24 14 14 3 1 1 1 1",
+        "a 16 24 2 2 5 1 0 1 1",
+        "a 16 24 14 14 3 1 1 1 1 0",
+        "a 16 24 14 14 3 1 1 1 1 1 1",
+        "stages: relu | bn",
+        "stages: none | silu | bn",
+        "stages: bn | none | bn",
+        "",
+    ],
 )
 def test_a_malformed_shape_file_is_refused_by_name(layer_shapes, line):
     with pytest.raises(ValueError, match=r"made-up\.txt"):
         layer_shapes.parse(line, "made-up.txt")
+
+
+def test_stages_hold_for_the_layers_below_them(layer_shapes):
+    layers = layer_shapes.parse("a 8 8 5 5 3 1 1 1\n" + TINY, "made-up.txt")
+    assert [str(layer.stages) for layer in layers] == [
+        "none | none | none",
+        "relu | none | bn",
+        *["none | bn+relu6 | bn+relu"] * 2,
+    ]
+    assert layers[2].stages.middle == layer_shapes.Stage(batch_norm=True, activation="relu6")
+    assert [layer.multiplier for layer in layers] == [1, 1, 1, 2]
+
+
+def test_every_window_stands_beside_its_twin(layer_shapes):
+    groups: dict[str, dict] = {}
+    for layer in layer_shapes.load("windows"):
+        group, _, window = layer.name.rpartition(".")
+        groups.setdefault(group, {})[window] = layer
+    for windows in groups.values():
+        twin = windows.pop("3x3")
+        assert (twin.kernel, twin.stride, twin.dilation, twin.multiplier) == (3, 1, 1, 1)
+        assert windows.keys() == {"5x5", "7x7", "dilation2", "stride2", "multiplier2"}
+        for layer in windows.values():
+            assert (layer.in_channels, layer.out_channels) == (twin.in_channels, twin.out_channels)
+            assert layer.output_size == twin.output_size
 
 
 def test_flops_and_bytes_count_both_stages(layer_shapes):
@@ -150,6 +216,9 @@ def test_flops_and_bytes_count_both_stages(layer_shapes):
     assert layer.output_size == (5, 5)
     assert layer.flops(batch=2) == 2 * (2 * 25 * 8 * 9 + 2 * 25 * 8 * 16)
     assert layer.elements(batch=2) == 2 * (8 * 100 + 16 * 25) + 8 * 9 + 8 * 16
+    twice = layer_shapes.Layer("x", 8, 16, 10, 10, 3, 2, 1, 1, multiplier=2)
+    assert twice.flops(batch=2) == 2 * layer.flops(batch=2)
+    assert twice.elements() == layer.elements() + 8 * 9 + 8 * 16
 
 
 # The harness ------------------------------------------------------------------------------------------------
@@ -197,7 +266,7 @@ def test_the_probe_measures_this_machine(monkeypatch, tmp_path):
 def test_a_record_of_another_schema_is_refused(harness, tmp_path):
     path = tmp_path / "old.json"
     path.write_text('{"schema": 0}')
-    with pytest.raises(ValueError, match=r"old\.json: schema must be 1, got 0"):
+    with pytest.raises(ValueError, match=r"old\.json: schema must be 2, got 0"):
         harness.load(path)
 
 
@@ -233,15 +302,25 @@ def test_a_wrong_contestant_is_refused(layer_shapes, peers):
         peers.check("broken", broken, exact, bounds, torch.float32)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_inference_engines_compute_the_layer(layer_shapes, peers, engine):
-    layer = layer_shapes.Layer("x", 8, 16, 9, 10, 5, 2, 2, 1)
+@pytest.mark.parametrize("stages", ["none | none | none", "relu | none | bn", "relu6 | bn+relu6 | bn+relu"])
+@pytest.mark.parametrize("engine", ["sepconv-frozen", "sepconv-frozen-nchw", "onnxruntime", "openvino"])
+def test_frozen_contestants_compute_the_layer_and_its_stages(layer_shapes, peers, engine, stages):
+    stages = layer_shapes.Stages.parse(stages)
+    layer = layer_shapes.Layer("x", 8, 16, 9, 10, 5, 2, 2, 1, multiplier=2, stages=stages)
     case = peers.Case.random(layer, 1, torch.float32, backward=False, threads=1)
     try:
         contestant = peers.CONTESTANTS[engine](case)
     except peers.Unavailable as reason:
         pytest.skip(f"{engine}: {reason}")
-    peers.check(engine, contestant.outputs(), *peers.reference(case), torch.float32)
+    exact, bounds = peers.reference(case)
+    error = peers.check(engine, contestant.outputs(), exact, bounds, torch.float32)
+    assert error < 1e-6
+    plain = peers.reference(
+        dataclasses.replace(case, layer=dataclasses.replace(layer, stages=layer_shapes.PLAIN))
+    )
+    assert torch.equal(plain[0][0], exact[0]) is (
+        stages.epilogue.activation is stages.prologue.activation is None
+    )
 
 
 # Whole scripts ----------------------------------------------------------------------------------------------
@@ -251,21 +330,83 @@ def test_inference_engines_compute_the_layer(layer_shapes, peers, engine):
 def test_layers_writes_times_of_every_contestant(tmp_path, backward, dtype):
     shapes = tmp_path / "tiny.txt"
     shapes.write_text(TINY)
-    names = ["sepconv", "sepconv-nchw", "stock-nhwc", "stock-nchw", "onednn", "onnxruntime"]
+    names = ["sepconv", "sepconv-nchw", "stock-nhwc", "stock-nchw", "onednn"]
+    names += ["sepconv-float32"] if dtype == "bfloat16" else []
     options = ["--shapes", shapes, "--sample-ms", "0", "--dtype", dtype, "--contestants", ",".join(names)]
     run = record_of("layers.py", tmp_path / "layers.json", *options, *(["--backward"] if backward else []))
-    assert [row["name"] for row in run["rows"]] == ["small", "odd"]
+    assert [row["name"] for row in run["rows"]] == ["small", "odd.3x3", "odd.5x5"]
     for row in run["rows"]:
+        assert row["stages"] == "none | none | none", "plain runs have no stages"
         assert row["contestants"].keys() | row["missing"].keys() == set(names)
         assert row["contestants"].keys() >= {"sepconv", "stock-nhwc", "stock-nchw"}
         for result in row["contestants"].values():
             assert 0 < result["ms"]["low"] <= result["ms"]["median"] <= result["ms"]["high"]
         assert row["contestants"]["sepconv"]["ratio"]["median"] == 1
         assert row["probe"]["gflops"] > 0
-    small, odd = (row["contestants"]["stock-nhwc"]["ms"]["median"] for row in run["rows"])
+    small, odd, odder = (row["contestants"]["stock-nhwc"]["ms"]["median"] for row in run["rows"])
     total = run["total"]["contestants"]["stock-nhwc"]["ms"]["median"]
-    assert math.isclose(total, 2 * small + odd)
-    assert run["total"]["count"] == 3
+    assert math.isclose(total, 2 * small + odd + odder)
+    assert run["total"]["count"] == 4
+    text = "\n".join(importlib.import_module("layer_tables").summary(run))
+    assert "sum of 4 layers" in text and "best stock" in text and "NCHW:" in text and "3x3 twin" in text
+    assert ("error against float64" in text) is (dtype == "bfloat16")
+
+
+def test_layers_times_frozen_weights_with_stages(tmp_path):
+    shapes = tmp_path / "tiny.txt"
+    shapes.write_text(TINY)
+    names = "sepconv-frozen,sepconv-frozen-nchw,onnxruntime"
+    options = ["--shapes", shapes, "--sample-ms", "0", "--frozen", "--contestants", names]
+    run = record_of("layers.py", tmp_path / "layers.json", *options)
+    assert run["baseline"] == "sepconv-frozen"
+    assert [row["stages"] for row in run["rows"]] == ["relu | none | bn", *["none | bn+relu6 | bn+relu"] * 2]
+    for row in run["rows"]:
+        assert row["contestants"].keys() >= {"sepconv-frozen", "sepconv-frozen-nchw"}
+        assert row["contestants"]["sepconv-frozen"]["error"] < 1e-6
+
+
+def test_layers_can_be_capped_to_avx2(tmp_path):
+    if "avx2" not in sepconv.info()["available_cpu_capabilities"]:
+        pytest.skip("this CPU has no AVX2")
+    shapes = tmp_path / "tiny.txt"
+    shapes.write_text(TINY)
+    options = ["--shapes", shapes, "--sample-ms", "0", "--isa", "avx2", "--contestants", "sepconv,stock-nhwc"]
+    run = record_of("layers.py", tmp_path / "layers.json", *options)
+    assert run["machine"]["isa"] == "avx2"
+    assert "avx2" in run["probe"]["method"] or "torch.mm" in run["probe"]["method"]
+
+
+def test_average_compares_with_a_copy_and_with_stock(tmp_path):
+    options = ["--bytes", "3000000", "--sample-ms", "0"]
+    run = record_of("average.py", tmp_path / "average.json", *options)
+    assert all(row["bytes"] >= 3_000_000 for row in run["averages"])
+    assert all(row["contestants"].keys() >= {"sepconv", "sepconv-nchw", "copy"} for row in run["averages"])
+    assert all("stock-conv-alone" in row["contestants"] for row in run["convolutions"])
+    table = importlib.import_module("average").table(run)
+    assert "GB/s" in table and "299x299" in table
+
+
+@nightly_only
+def test_average_can_leave_the_average_out(tmp_path):
+    options = ["--bytes", "3000000", "--sample-ms", "0", "--core"]
+    run = record_of("average.py", tmp_path / "average.json", *options)
+    for row in run["convolutions"]:
+        assert row["contestants"].keys() >= {"core", "core-nchw", "core-without-average"}
+        assert row["average_costs"]["median"] > 0
+    assert "the kernel with its average takes" in importlib.import_module("average").table(run)
+
+
+def test_overhead_times_calls_with_and_without_gradients(tmp_path):
+    run = record_of("overhead.py", tmp_path / "overhead.json", "--sample-ms", "0")
+    assert [row["name"] for row in run["rows"]] == ["inference", "forward, recorded", "forward and backward"]
+    assert run["rows"][0]["contestants"].keys() == {
+        "sepconv",
+        "sepconv-module",
+        "sepconv-frozen",
+        "stock",
+        "stock-modules",
+    }
+    assert "µs a call" in importlib.import_module("overhead").table(run)
 
 
 def test_layers_refuses_unknown_contestants_and_shapes():
@@ -317,8 +458,98 @@ def test_the_demos_table_verdict_and_plot_follow_its_record(tmp_path):
     assert "SLOWER, 0.50x" in demo.verdict(run)
     plot.save(plot.demo(run), tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    for kind in ("bars", "roofline"):
-        target = tmp_path / f"{kind}.png"
-        done = run_script("plot.py", tmp_path / "demo.json", "--kind", kind, "-o", target)
+    for script in ("plot.py", "roofline.py"):
+        target = tmp_path / f"{script}.png"
+        done = run_script(script, tmp_path / "demo.json", "-o", target)
         assert done.returncode == 0, done.stderr
         assert target.stat().st_size > 10_000
+
+
+def made_up_run(**ms: float) -> dict:
+    """A record of one layer of 1 GFLOP and 1 MB, at 100 GFLOP/s and 10 GB/s."""
+
+    def results(count: int) -> dict:
+        return {
+            name.replace("_", "-"): {
+                "ms": {"median": count * value},
+                "ratio": {"median": value / ms["sepconv"]},
+                "error": 1.0,
+            }
+            for name, value in ms.items()
+        }
+
+    row = {"name": "one", "count": 2, "flops": 10**9, "bytes": 10**6, "contestants": results(1)}
+    row |= {"probe": {"steady": True, "gflops": 100.0}, "missing": {}}
+    return {
+        "settings": {"contestants": list(results(1)), "dtype": "float32", "shapes": "x", "batch": 1},
+        "machine": {"cpu": "made up", "threads": 1, "isa": "avx512"},
+        "baseline": "sepconv",
+        "probe": {
+            "method": "",
+            "gflops": 100.0,
+            "dtype_gflops": 100.0,
+            "dtype_method": "",
+            "copy_gbps": 10.0,
+        },
+        "rows": [row],
+        "total": {"count": 2, "flops": 2 * 10**9, "contestants": results(2)},
+    }
+
+
+def test_shares_and_rivals_are_what_the_times_say():
+    layer_tables = importlib.import_module("layer_tables")
+    run = made_up_run(sepconv=20.0, stock_nhwc=19.0, stock_nchw=40.0, onnxruntime=10.0)
+    (row,) = run["rows"]
+    assert layer_tables.limit_ms(run, row) == 10.0  # 1 GFLOP at 100 GFLOP/s; the bytes take 0.1 ms
+    assert layer_tables.shares(run, row) == ["50%", "50%"]
+    assert layer_tables.shares(run, layer_tables.total(run)) == ["50%", "50%"]
+    row["bytes"] = 15 * 10**7
+    assert layer_tables.limit_ms(run, row) == 15.0
+    assert layer_tables.shares(run, row) == ["50%", "75%"]
+    assert str(layer_tables.best_stock(row)) == "0.95x stock-nhwc"
+    assert str(layer_tables.best_peer(row)) == "0.50x onnxruntime"
+    assert layer_tables.behind(run) == "1 of 1"
+    assert layer_tables.worst(run) == "0.50x one (onnxruntime)"
+    assert layer_tables.behind(made_up_run(sepconv=20.0, stock_nhwc=19.8)) == "0 of 1"  # within the noise
+
+
+def test_a_roofline_mixes_no_machines():
+    roofline = importlib.import_module("roofline")
+    run = made_up_run(sepconv=20.0, stock_nhwc=19.0)
+    (point,) = roofline.points([run], "sepconv")
+    assert (point.intensity, point.ours) == (1000.0, 50.0)
+    assert point.lead == pytest.approx(19 / 20)
+    other = made_up_run(sepconv=20.0, stock_nhwc=19.0)
+    other["machine"]["threads"] = 2
+    with pytest.raises(ValueError, match="differ in threads"):
+        roofline.roofline([run, other])
+
+
+def test_record_names_are_matched_or_refused():
+    record = importlib.import_module("record")
+    assert record.chosen([]) == list(record.RUNS)
+    assert record.chosen(["demo", "average*"]) == ["demo", "average", "average-raised"]
+    with pytest.raises(SystemExit, match="nobody matches none of demo"):
+        record.chosen(["demo", "nobody"])
+
+
+def test_every_record_is_a_command_that_its_script_understands(monkeypatch, layer_shapes):
+    record = importlib.import_module("record")
+    for name, (script, *options) in record.RUNS.items():
+        assert (BENCHMARKS / script).is_file()
+        if "--shapes" in options:
+            assert options[options.index("--shapes") + 1] in layer_shapes.available(), name
+
+
+def test_every_record_has_a_place_in_a_table():
+    record, tables = importlib.import_module("record"), importlib.import_module("tables")
+    pages = "".join(
+        page.read_text() for page in (tables.README, *(tables.harness.ROOT / "docs").glob("*.md"))
+    )
+    shown = {
+        name
+        for table, (_, names) in tables.TABLES.items()
+        if f"<!-- table: {table} -->" in pages
+        for name in names
+    }
+    assert shown == set(record.RUNS)

@@ -56,6 +56,19 @@ const char* name_of(torch::headeronly::ScalarType type) {
 
 }  // namespace
 
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return "float64";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
+    default:
+      return "float32";
+  }
+}
+
 DType Checks::dtype(torch::headeronly::ScalarType type, const char* name) const {
   using torch::headeronly::ScalarType;
   switch (type) {
@@ -73,13 +86,21 @@ DType Checks::dtype(torch::headeronly::ScalarType type, const char* name) const 
   }
 }
 
-void Checks::like_input(const Tensor& tensor, const char* name, const Tensor& input) const {
-  require(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input, ",
-          name_of(input.scalar_type()), ", got ", name_of(tensor.scalar_type()));
+void Checks::like_input(const Tensor& tensor, const char* name, const Tensor& input,
+                        const char* first) const {
+  const auto type = tensor.scalar_type(), expected = input.scalar_type();
+  require(type == expected, name, " must have the dtype of ", first, ", ", name_of(expected), ", got ",
+          name_of(type));
+  on_device_of(tensor, name, input, first);
+}
+
+void Checks::on_device_of(const Tensor& tensor, const char* name, const Tensor& input,
+                          const char* first) const {
   const auto device = tensor.device(), expected = input.device();
   // "cpu" and "cpu:0" are one device.
   require(device.type() == expected.type() && (input.is_cpu() || device.index() == expected.index()), name,
-          " must be on the device of input, ", name_of(expected.type()), ", got ", name_of(device.type()));
+          " must be on the device of ", first, ", ", name_of(expected.type()), ", got ",
+          name_of(device.type()));
 }
 
 Window Checks::window(std::array<int64_t, 2> kernel, const Ints& stride, const Ints& padding,

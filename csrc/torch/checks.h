@@ -20,6 +20,8 @@ using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 using Sizes = std::array<int64_t, 4>;
 
+const char* name_of(DType dtype);  // as Python names it
+
 // Written into messages; nothing is formatted unless a check fails.
 template <class Range>
 struct Listed {
@@ -87,11 +89,14 @@ class Checks {
             ",), got ", Listed{tensor->sizes()});
   }
 
-  // One call, one dtype and one device: those of `input`.
-  void like_input(const Tensor& tensor, const char* name, const Tensor& input) const;
+  // One call, one dtype and one device: those of `input`, or of the argument called `first`.
+  void like_input(const Tensor& tensor, const char* name, const Tensor& input,
+                  const char* first = "input") const;
   void like_input(const std::optional<Tensor>& tensor, const char* name, const Tensor& input) const {
     if (tensor) like_input(*tensor, name, input);
   }
+  void on_device_of(const Tensor& tensor, const char* name, const Tensor& input,
+                    const char* first = "input") const;
 
   Window window(std::array<int64_t, 2> kernel, const Ints& stride, const Ints& padding,
                 const Ints& dilation) const;

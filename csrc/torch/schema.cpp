@@ -20,6 +20,21 @@ STABLE_TORCH_LIBRARY(sepconv, m) {
       " SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool[5] output_mask)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  // Both weights in the order of the kernels of the current instruction set, as bytes: for that instruction
+  // set, this build and nothing else, which the bytes say of themselves.
+  m.def("pack_separable_conv2d(Tensor depthwise_weight, Tensor pointwise_weight) -> Tensor");
+  // How many bytes that takes; the depthwise weight has `middle_channels`, C * multiplier.
+  m.def(
+      "packed_bytes_of_separable_conv2d(int middle_channels, int out_channels, int[2] kernel_size,"
+      " ScalarType dtype) -> int");
+  // activation(conv2d(middle_activation(conv2d(prologue_activation(input)))) + residual), for inference:
+  // it has no gradient. Activations: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish.
+  m.def(
+      "frozen_separable_conv2d(Tensor input, Tensor packed, Tensor? depthwise_bias, Tensor? pointwise_bias,"
+      " Tensor? residual, SymInt out_channels, SymInt depth_multiplier, SymInt[2] kernel_size,"
+      " SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
+      " int prologue_activation=0, int middle_activation=0, int activation=0) -> Tensor");
+
   // avg_pool2d(input, (3, 1), (stride, 1), (1, 0), count_include_pad=False)
   m.def("row_average(Tensor input, int stride=1) -> Tensor");
   // `height` is that of the forward's input: several heights share one output height.

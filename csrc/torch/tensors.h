@@ -36,11 +36,10 @@ inline Sizes dense_strides(const Sizes& sizes, bool channels_last) {
   return {extent(c) * extent(h) * extent(w), extent(h) * extent(w), extent(w), 1};
 }
 
-// torch::stable::empty would print a stack trace when memory is short.
+// torch::stable::empty would print a stack trace when memory is short. `dtype` is one of aoti_torch_dtype_*.
 inline Tensor allocate(const Checks& checks, const char* name, torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                       torch::headeronly::IntHeaderOnlyArrayRef strides, const Tensor& like) {
-  int32_t dtype, device;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+                       torch::headeronly::IntHeaderOnlyArrayRef strides, const Tensor& like, int32_t dtype) {
+  int32_t device;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle handle = nullptr;
   const auto status =
@@ -48,6 +47,12 @@ inline Tensor allocate(const Checks& checks, const char* name, torch::headeronly
                                device, like.get_device_index(), &handle);
   checks.require(status == TORCH_SUCCESS, "there is no memory for ", name, " of shape ", Listed{sizes});
   return Tensor(handle);
+}
+inline Tensor allocate(const Checks& checks, const char* name, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                       torch::headeronly::IntHeaderOnlyArrayRef strides, const Tensor& like) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return allocate(checks, name, sizes, strides, like, dtype);
 }
 
 // Dtype, device and memory format of `like`.
@@ -63,6 +68,12 @@ inline Tensor empty_weight(const Checks& checks, const char* name, const Sizes& 
 inline Tensor empty_vector(const Checks& checks, const char* name, int64_t size, const Tensor& like) {
   const int64_t stride = 1;
   return allocate(checks, name, {&size, 1}, {&stride, 1}, like);
+}
+
+// Plain memory on the device of `like`.
+inline Tensor empty_bytes(const Checks& checks, const char* name, int64_t size, const Tensor& like) {
+  const int64_t stride = 1;
+  return allocate(checks, name, {&size, 1}, {&stride, 1}, like, aoti_torch_dtype_uint8());
 }
 
 inline Sizes sizes_of(const Tensor& tensor) {
