@@ -25,7 +25,7 @@ def pair(value: int | Size) -> Size:
     return (value, value) if isinstance(value, (int, torch.SymInt)) else value
 
 
-def _autocasts(input: Tensor) -> bool:
+def autocasts(input: Tensor) -> bool:
     device = input.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -74,7 +74,7 @@ class Checks:
     def like_input(self, name: str, tensor: Tensor | None, input: Tensor) -> None:
         if tensor is None:
             return
-        if not _autocasts(input):  # autocast gives all of them one dtype
+        if not autocasts(input):  # autocast gives all of them one dtype
             self.same_dtype(name, tensor, input)
         self.same_device(name, tensor, input)
 

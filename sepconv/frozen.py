@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepconv import functional, reference
-from sepconv._checks import pair
+from sepconv._checks import autocasts, pair
 from sepconv._types import Padding, Pair
 from sepconv.modules import SeparableConv2d, is_depthwise, is_plain, is_pointwise
 
@@ -18,6 +18,7 @@ __all__ = ["FrozenSeparableConv2d"]
 _ops = torch.ops.sepconv
 _NAME = "FrozenSeparableConv2d"
 _NUMBERS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
+_DEVICES = ("cpu", "meta")  # where there are kernels, if only fake ones
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _LAYERS = {nn.Identity: None, nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
 
@@ -234,9 +235,9 @@ class FrozenSeparableConv2d(nn.Module):
             raise RuntimeError(
                 f"{_NAME}: input must have {self.in_channels} channels, got shape {tuple(input.shape)}"
             )
-        device, dtype = input.device.type, self.pointwise_weight.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
+        dtype = self.pointwise_weight.dtype
+        if autocasts(input) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(input.device.type)
             input, residual = _cast(input, dtype), _cast(residual, dtype)
         elif input.dtype != dtype:
             raise RuntimeError(
@@ -245,7 +246,7 @@ class FrozenSeparableConv2d(nn.Module):
         if self._border is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = F.pad(input, self._border, mode)
-        if device not in ("cpu", "meta") or not functional.has_kernel(input):
+        if input.device.type not in _DEVICES or not functional.has_kernel(input):
             return self._stock(input, residual)
         return self._frozen(input, residual)
 
@@ -263,8 +264,10 @@ class FrozenSeparableConv2d(nn.Module):
             >>> frozen(torch.ones(1, 1, 1, 1)).item()
             3.0
         """
-        for dtype in self._packs:
-            self._pack(dtype)
+        packs, self._packs = self._packs, {}
+        if self.depthwise_weight.device.type in _DEVICES:
+            for dtype in packs:
+                self._pack(dtype)
 
     def extra_repr(self) -> str:
         shown = {"kernel_size": self.kernel_size, "stride": self.stride}
@@ -340,7 +343,8 @@ class FrozenSeparableConv2d(nn.Module):
         dtype = input.dtype
         buffers = self._buffers
         depthwise_bias, pointwise_bias = buffers["depthwise_bias"], buffers["pointwise_bias"]
-        return _ops.frozen_separable_conv2d.default(
+        return functional.run_operator(
+            _ops.frozen_separable_conv2d.default,
             input,
             packed,
             _cast(depthwise_bias, dtype),

@@ -7,6 +7,9 @@ differentiation. Results and gradients mean the same either way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -102,7 +105,7 @@ def separable_conv2d(
         pair(dilation),
     )
     if has_kernel(input):
-        return _ops.separable_conv2d.default(*arguments)
+        return run_operator(_ops.separable_conv2d.default, *arguments)
     if not torch.compiler.is_compiling():
         _check_dtype(name, input)
         _checks.separable_conv2d(name, *arguments)
@@ -141,7 +144,7 @@ def row_average(input: Tensor, stride: int = 1) -> Tensor:
     if is_unbatched(name, input):
         return row_average(input.unsqueeze(0), stride).squeeze(0)
     if has_kernel(input):
-        return _ops.row_average.default(input, stride)
+        return run_operator(_ops.row_average.default, input, stride)
     if not torch.compiler.is_compiling():
         _check_dtype(name, input)
         _checks.row_average(name, input, stride)
@@ -200,11 +203,22 @@ def row_average_conv2d(
             return F.conv2d(averaged, weight, bias, stride, padding, dilation)
     arguments = (input, weight, bias, pair(stride), pair(padding), pair(dilation), row_stride)
     if has_kernel(input):
-        return _ops.row_average_conv2d.default(*arguments)
+        return run_operator(_ops.row_average_conv2d.default, *arguments)
     if not torch.compiler.is_compiling():
         _check_dtype(name, input)
         _checks.row_average_conv2d(name, *arguments)
     return reference.row_average_conv2d(*arguments)
+
+
+def run_operator(operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call an operator; under ``no_grad`` past its autograd, which is Python and takes its time for nothing.
+
+    Under inference mode the dispatcher does so by itself.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def is_unbatched(function: str, input: Tensor) -> bool:

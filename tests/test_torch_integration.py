@@ -111,6 +111,14 @@ def _opcheck_samples() -> Iterator[tuple[str, torch.memory_format, tuple[Any, ..
         without_biases = [True, True, True, False, False]
         yield "separable_conv2d_backward", memory_format, (grad, x, dw, pw, None, *WINDOW, without_biases)
 
+        x, dw, pw, db, pb = separable.make(torch.float32, memory_format, grad=False)
+        yield "pack_separable_conv2d", memory_format, (dw, pw)
+        window = ([3, 3], *WINDOW)
+        residual = torch.randn_like(separable.call(x, dw, pw, db, pb))
+        frozen = (x, ops.pack_separable_conv2d(dw, pw), db, pb, residual, 4, 2, *window, 1, 2, 3)
+        yield "frozen_separable_conv2d", memory_format, frozen
+        yield "frozen_separable_conv2d", memory_format, (*frozen[:2], None, None, None, 4, 2, *window)
+
         (x,) = row.make(torch.float32, memory_format)
         yield "row_average", memory_format, (x,)
         yield "row_average", memory_format, (x, 2)

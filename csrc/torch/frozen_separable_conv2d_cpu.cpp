@@ -72,7 +72,7 @@ Tensor pack(const Tensor& depthwise_weight, const Tensor& pointwise_weight) {
   const Header header = header_of(layout);
   const Tensor packed = empty_bytes(checks, "packed", header.bytes, depthwise_weight);
   char* to = static_cast<char*>(packed.mutable_data_ptr());
-  std::memset(to, 0, kAlignment);
+  std::memset(to, 0, static_cast<size_t>(header.bytes));  // what nothing fills is the same in every copy
   std::memcpy(to, &header, sizeof(header));
   pack_separable_conv2d(layout, to + kAlignment);
   return packed;
