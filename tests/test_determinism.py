@@ -161,3 +161,34 @@ def test_every_way_to_change_a_weight_is_seen_by_the_next_call(name, change, fac
     after = _all_results(SEPARABLE_CONV2D, (tensors, config, grad_output))
     assert not torch.equal(after["output"], before["output"])
     _assert_same(after, _all_results(SEPARABLE_CONV2D, (fresh, config, grad_output)), f"after {change}")
+
+
+@pytest.mark.parametrize(
+    "window", [{}, {"stride": (2, 2)}, {"kernel": (5, 5), "dilation": (1, 2)}, {"kernel": (2, 7)}]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_output_bits_of_wide_maps_do_not_depend_on_memory_format(dtype, window, capability):
+    """Wide maps have a kernel of their own in each format: rows of pixels, or pixels of channels."""
+    for width in (*range(8, 20), 31, 32, 33, 47, 64, 65, 70):
+        factors = dict(dtype=dtype, in_channels=19, out_channels=37, output_size=(7, width), **window)
+        expected = SEPARABLE_CONV2D.forward(*BUILD["separable_conv2d"](normals, **factors)[:2])
+        tensors, config, _ = BUILD["separable_conv2d"](normals, **factors, layout="channels_last")
+        assert_same_bits(SEPARABLE_CONV2D.forward(tensors, config), expected, f"width {width}")
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"batch": 1, "in_channels": 40, "out_channels": 90, "output_size": (10, 10)},
+        {"batch": 3, "in_channels": 33, "out_channels": 20, "output_size": (19, 19)},
+        {"batch": 1, "in_channels": 9, "out_channels": 70, "output_size": (35, 147), "depth_multiplier": 2},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_output_bits_of_wide_maps_do_not_depend_on_threads(dtype, factors, threads, capability):
+    tensors, config, _ = BUILD["separable_conv2d"](normals, dtype=dtype, **factors)
+    threads(1)
+    expected = SEPARABLE_CONV2D.forward(tensors, config)
+    for count in (2, 3, 4):
+        threads(count)
+        assert_same_bits(SEPARABLE_CONV2D.forward(tensors, config), expected, f"with {count} threads")

@@ -139,6 +139,27 @@ def test_any_view_works_as_input_and_as_grad_output(layout, dtype, capability):
         check(SEPARABLE_CONV2D, *build(**factors, layout=layout), exact=True)
         check(SEPARABLE_CONV2D, *build(**factors, layout="channels_last", grad_layout=layout), exact=True)
         check(SEPARABLE_CONV2D, *build(**factors, grad_layout=layout), exact=True)
+        wide = {**factors, "output_size": (6, 40)}
+        check_forward(SEPARABLE_CONV2D, *build(**wide, layout=layout)[:2], exact=True)
+
+
+@pytest.mark.parametrize("width", range(1, 71))
+def test_any_width_works(width, capability):
+    for kernel, stride, dilation in (
+        ((3, 3), (1, 1), (1, 1)),
+        ((5, 5), (2, 2), (1, 1)),
+        ((3, 2), (3, 1), (2, 3)),
+    ):
+        case = build(
+            in_channels=3,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=(1, 2),
+            output_size=(7, width),
+            unused_pixels=1,
+        )
+        check_forward(SEPARABLE_CONV2D, case.tensors, case.config, exact=True)
 
 
 def test_negative_bit_views_are_resolved(capability):

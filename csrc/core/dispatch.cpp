@@ -152,7 +152,17 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
        << cache_sizes().l2 / 1024 << " KiB\n"
        << "output             " << out.n << " x " << out.c << " x " << out.h << " x " << out.w << "\n"
        << "register tile      " << tile.rows << " pixels x " << tile.columns << " output channels\n";
-  if (forward.few_pixels) {
+  if (takes_nchw(canonical(params))) {
+    const NchwPlan nchw = plan_nchw(pixels, depth, out.c, compute_bytes, tile, threads, cache_sizes());
+    text << "forward            NCHW as it lies: ";
+    if (nchw.shared) {
+      text << "one depthwise panel, its channels and then the output channels divided among threads\n";
+    } else {
+      text << nchw.pixel_tiles << " tiles of up to " << nchw.pixel_tile << " pixels\n";
+    }
+    text << "depthwise panel    " << depth << " x " << nchw.pixel_tile << " values, "
+         << nchw.pixel_tile * depth * compute_bytes / 1024 << " KiB\n";
+  } else if (forward.few_pixels) {
     text << "forward            few pixels: " << forward.channel_blocks << " tasks of about "
          << divide_up(out.c, forward.channel_blocks) << " output channels, weights as they lie in memory\n"
          << "depthwise output   " << pixels << " x " << depth << " values, packed\n";

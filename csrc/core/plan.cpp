@@ -109,4 +109,37 @@ WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t o
   return plan;
 }
 
+bool takes_nchw(const SeparableConv2dParams& p) {
+  // Narrow rows leave most of a vector empty, more so where a stride takes them apart first, and large
+  // windows share no loads: transposing squares takes less time there.
+  constexpr int64_t kNarrow = 8, kNarrowStrided = 32, kManyTaps = 25;
+  const Window& window = p.window;
+  const Image& residual = p.epilogue.residual;
+  return p.packed_weights == nullptr &&  // they are in the other path's order
+         p.output.w >= (window.stride[1] == 1 ? kNarrow : kNarrowStrided) &&
+         window.kernel[0] * window.kernel[1] <= kManyTaps && p.input.stride_w == 1 &&
+         p.output.stride_w == 1 && (residual.data == nullptr || residual.stride_w == 1) &&
+         p.prologue.row_average_stride == 0;
+}
+
+NchwPlan plan_nchw(int64_t pixels, int64_t depth, int64_t out_channels, int64_t compute_bytes, TileShape tile,
+                   int threads, const CacheSizes& cache) {
+  constexpr int64_t kMaxPixelTile = 1024;
+  NchwPlan plan{};
+  plan.columns = tile.columns;
+  plan.blocks = divide_up(pixels, tile.columns);
+  // A third of L2 for the depthwise panel, as in plan_forward.
+  const int64_t fits = cache.l2 / 3 / std::max<int64_t>(1, depth * compute_bytes);
+  const int64_t largest = std::clamp<int64_t>(std::min(fits, kMaxPixelTile) / tile.columns, 1, plan.blocks);
+  // Each pixel tile reads all weights: where these outweigh the pixels, every thread reads a part of them
+  // instead and fetches the depthwise output of the others.
+  plan.shared = threads > 1 && plan.blocks < 2 * threads && plan.blocks <= largest &&
+                out_channels >= tile.rows * threads;
+  plan.pixel_tiles = plan.shared ? 1 : divide_up(plan.blocks, largest);
+  if (!plan.shared)
+    plan.pixel_tiles = std::min(plan.blocks, round_up(plan.pixel_tiles, std::max(threads, 1)));
+  plan.pixel_tile = divide_up(plan.blocks, plan.pixel_tiles) * tile.columns;
+  return plan;
+}
+
 }  // namespace sepconv

@@ -54,6 +54,18 @@ struct WeightGradientPlan {
 WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t out_channels,
                                         int64_t compute_bytes, TileShape tile);
 
+// Forward of NCHW tensors: pixels are flattened over rows and images and cut into blocks of a register tile's
+// columns; tiles have equally many of them, give or take one.
+struct NchwPlan {
+  bool shared;  // one depthwise panel for all threads, which divide the output channels
+  int64_t columns, blocks, pixel_tile, pixel_tiles;
+  int64_t first(int64_t tile) const { return blocks * tile / pixel_tiles * columns; }  // its first pixel
+};
+// Whether a call is one for separable_conv2d_nchw-inl.h: rows of adjacent pixels in all its tensors.
+bool takes_nchw(const SeparableConv2dParams& params);
+NchwPlan plan_nchw(int64_t pixels, int64_t depth, int64_t out_channels, int64_t compute_bytes, TileShape tile,
+                   int threads, const CacheSizes& cache);
+
 inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

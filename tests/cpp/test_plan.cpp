@@ -59,6 +59,23 @@ int main() {
               require(smallest || plan.pixel_tile * depth * bytes <= l2 / 3,
                       "the depthwise panel is too large", pixels, depth, l2);
             }
+          for (int threads : {1, 2, 3, 16, 64}) {
+            ++cases;
+            const int64_t l2 = 1 << 20;
+            const NchwPlan plan = plan_nchw(pixels, depth, out_channels, bytes, tile, threads, {l2});
+            require(plan.first(0) == 0 && plan.first(plan.pixel_tiles) >= pixels &&
+                        plan.first(plan.pixel_tiles) < pixels + tile.columns,
+                    "NCHW tiles do not cover the pixels", pixels, depth, threads);
+            for (int64_t i = 0; i < plan.pixel_tiles; ++i) {
+              const int64_t length = plan.first(i + 1) - plan.first(i);
+              require(length > 0 && length <= plan.pixel_tile, "an NCHW tile is empty or too long", pixels, i,
+                      threads);
+            }
+            require(!plan.shared || plan.pixel_tiles == 1, "a shared panel without all pixels", pixels, depth,
+                    threads);
+            require(plan.pixel_tile == tile.columns || plan.pixel_tile * depth * bytes <= l2 / 3,
+                    "the NCHW panel is too large", pixels, depth, threads);
+          }
           const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out_channels, bytes, tile);
           require(weights.depth_block % tile.columns == 0, "a depth block cuts a weight panel", pixels, depth,
                   out_channels);

@@ -7,6 +7,8 @@
 #include "core/cpu/depthwise-inl.h"
 #include "core/cpu/pointwise-inl.h"
 #include "core/cpu/output-inl.h"
+#include "core/cpu/depthwise_nchw-inl.h"
+#include "core/cpu/separable_conv2d_nchw-inl.h"
 #include "core/cpu/separable_conv2d-inl.h"
 #include "core/cpu/separable_conv2d_backward-inl.h"
 #include "core/cpu/row_average-inl.h"

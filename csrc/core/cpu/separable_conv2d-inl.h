@@ -332,6 +332,10 @@ template <class S>
 void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) {
   using T = Compute<S>;
   const int64_t pixels = p.output.n * p.output.h * p.output.w, depth = p.input.c * p.depth_multiplier;
+  if (takes_nchw(p))
+    return separable_conv2d_nchw<S>(
+        p, plan_nchw(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes()),
+        parallel);
   const ForwardPlan plan = plan_forward(pixels, p.output.w, depth, p.output.c, sizeof(T), tile_shape<T>(),
                                         parallel.threads, cache_sizes());
   if (plan.few_pixels && p.packed_weights == nullptr)
