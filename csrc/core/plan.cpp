@@ -6,15 +6,27 @@
 
 namespace sepconv {
 
-const CacheSizes& cache_sizes() {
-  static const CacheSizes sizes = [] {
+namespace {
+
+CacheSizes& sizes() {
+  static CacheSizes sizes = [] {
     CacheSizes found;
 #ifdef _SC_LEVEL2_CACHE_SIZE
     if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) found.l2 = l2;
+    if (const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE); l3 > 0) found.last_level = l3;
 #endif
     return found;
   }();
   return sizes;
+}
+
+}  // namespace
+
+const CacheSizes& cache_sizes() {
+  return sizes();
+}
+void pretend_cache_sizes(const CacheSizes& pretended) {
+  sizes() = pretended;
 }
 
 PixelTile ForwardPlan::tile(int64_t index) const {

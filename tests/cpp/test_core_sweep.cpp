@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "core/plan.h"
 #include "core/row_average.h"
 #include "core/row_average_conv2d.h"
 #include "core/separable_conv2d.h"
@@ -651,10 +652,13 @@ int main(int argc, char** argv) {
   const int64_t cases = argc > 1 ? std::atoll(argv[1]) : 600;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   const std::vector<Isa> isas = available_isas();
+  const CacheSizes machine = cache_sizes();
   for (int64_t index = 0; index < cases; ++index) {
     generator.seed(seed * 1000003 + static_cast<uint64_t>(index));
     set_isa(isas[static_cast<size_t>(index) % isas.size()]);
     const DType dtype = static_cast<DType>(pick(0, 3));
+    // Small caches: other tiles, and outputs that bypass them.
+    pretend_cache_sizes(chance(0.5) ? machine : CacheSizes{pick(1, 64) << 10, pick(0, 8) << 10});
     switch (pick(0, 4)) {
       case 0:
         sweep_row_average(dtype);

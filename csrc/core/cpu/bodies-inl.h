@@ -12,6 +12,7 @@
 #include "core/cpu/separable_conv2d-inl.h"
 #include "core/cpu/separable_conv2d_backward-inl.h"
 #include "core/cpu/row_average-inl.h"
+#include "core/cpu/window_rows-inl.h"
 #include "core/cpu/row_average_conv2d-inl.h"
 #include "core/cpu/row_average_conv2d_backward-inl.h"
 #include "core/cpu/table-inl.h"

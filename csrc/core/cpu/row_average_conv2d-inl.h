@@ -40,21 +40,21 @@ class DenseStage {
   }
 
   // (c_out, c, kh, kw) as the panel orders it: (c_out, kh, kw, c), and back.
-  void to_panel_order(const S* weight, S* ordered) const {
-    for_each_weight([&](int64_t stored, int64_t panel) { ordered[panel] = weight[stored]; });
+  void to_panel_order(const S* weight, S* ordered) const { to_panel_order(weight, ordered, depth()); }
+  void to_panel_order(const S* weight, S* ordered, int64_t ld) const {
+    for_each_weight(ld, [&](int64_t stored, int64_t panel) { ordered[panel] = weight[stored]; });
   }
   void from_panel_order(const S* ordered, S* weight) const {
-    for_each_weight([&](int64_t stored, int64_t panel) { weight[stored] = ordered[panel]; });
+    for_each_weight(depth(), [&](int64_t stored, int64_t panel) { weight[stored] = ordered[panel]; });
   }
 
  private:
   template <class Body>
-  void for_each_weight(Body&& body) const {
+  void for_each_weight(int64_t ld, Body&& body) const {
     const int64_t channels = p_.input.c;
     for (int64_t o = 0; o < p_.output.c; ++o)
       for (int64_t c = 0; c < channels; ++c)
-        for (int64_t t = 0; t < taps_; ++t)
-          body((o * channels + c) * taps_ + t, (o * taps_ + t) * channels + c);
+        for (int64_t t = 0; t < taps_; ++t) body((o * channels + c) * taps_ + t, o * ld + t * channels + c);
   }
 
   void fill_row(RowSource<S>& rows, const std::vector<Tap>& vertical, int64_t n, int64_t begin, int64_t end,
@@ -92,9 +92,58 @@ class DenseStage {
   Stage<T> stage_;
 };
 
+// NCHW in and out: the factors change places, as the pixels of a channel are what is adjacent. Pixels are the
+// columns of the product, output channels its rows, and a bias is one more step of the depth. Sums keep their
+// order.
+template <class S>
+bool is_planar(const RowAverageConv2dParams& p) {
+  using T = Compute<S>;
+  const Image& y = p.output;
+  return std::is_same_v<S, T> && WindowRows<S>::serves(p, RowOrder::kPlanar) && y.stride_w == 1 &&
+         y.stride_h == y.w && y.h * y.w >= kTileColumns<T> && p.epilogue.scale == nullptr &&
+         p.epilogue.activation == Activation::kNone && p.epilogue.residual.data == nullptr;
+}
+
+template <class S>
+void row_average_conv2d_planar(const RowAverageConv2dParams& p, const Parallel& parallel) {
+  using T = Compute<S>;
+  constexpr int64_t kColumns = kTileColumns<T>, kLd = kColumns + Vec<T>::kLanes;
+  const Image& y = p.output;
+  const bool bias = p.epilogue.shift != nullptr;
+  Scratch call(ScratchUse::kCall);
+  DenseStage<S> dense(p, call);
+  const int64_t taps = dense.depth(), depth = taps + bias, pixels = y.h * y.w,
+                tiles = divide_up(pixels, kColumns);
+  const size_t weights_slot = call.add<S>(y.c * depth);
+  dense.prepare(call);
+  S* weights = call.get<S>(weights_slot);
+  dense.to_panel_order(static_cast<const S*>(p.weight), weights, depth);
+  for (int64_t o = 0; bias && o < y.c; ++o)
+    weights[o * depth + taps] = static_cast<const S*>(p.epilogue.shift)[o];
+
+  parallel.run(y.n * tiles, [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    WindowRows<S> rows(p, RowOrder::kPlanar, dense.height(), task);
+    const size_t panel_slot = task.add<T>(depth * kLd);
+    rows.prepare(task);
+    T* panel = task.get<T>(panel_slot);
+    std::fill(panel, panel + depth * kLd, T(1));
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t n = index / tiles, first = index % tiles * kColumns,
+                    count = std::min(kColumns, pixels - first);
+      rows.fill_by_tap(n * pixels + first, count, panel, kLd);
+      const Panel<T> left{reinterpret_cast<const T*>(weights), depth, 1};
+      multiply<false>(left, y.c, static_cast<const T*>(panel), kLd, depth,
+                      TileOutput<T>{static_cast<T*>(y.data) + n * y.stride_n + first, y.stride_c, count});
+    }
+  });
+}
+
 template <class S>
 void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& parallel) {
   using T = Compute<S>;
+  if (is_planar<S>(p)) return row_average_conv2d_planar<S>(p, parallel);
+  const bool interleaved = WindowRows<S>::serves(p, RowOrder::kInterleaved);
   Scratch call(ScratchUse::kCall);
   DenseStage<S> dense(p, call);
   StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
@@ -107,8 +156,9 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
   S* ordered = call.get<S>(ordered_slot);
   T* packed = call.get<T>(packed_slot);
   dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
-  ForwardPlan plan = plan_forward(pixels, p.output.w, depth, p.output.c, sizeof(T), tile_shape<T>(),
-                                  parallel.threads, cache_sizes());
+  // One column wide: there is no depthwise that would gain from strips.
+  const ForwardPlan plan =
+      plan_forward(pixels, 1, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
   for (int64_t panel = 0; panel < plan.panels; ++panel)
     pack_transposed(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
   weights.data = packed;
@@ -117,14 +167,22 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
     Scratch task(ScratchUse::kTask);
     const int64_t ld = panel_ld<T>(depth);
     const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
-    RowSource<S> rows(dense.rows(), p.input.c, task);
+    std::optional<WindowRows<S>> window_rows;
+    std::optional<RowSource<S>> rows;
+    if (interleaved)
+      window_rows.emplace(p, RowOrder::kInterleaved, dense.height(), task);
+    else
+      rows.emplace(dense.rows(), p.input.c, task);
     OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
-    rows.select(0, p.input.c);
+    interleaved ? window_rows->prepare(task) : rows->select(0, p.input.c);
     T* panel = task.get<T>(panel_slot);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t split = index / plan.pixel_tiles, first = index % plan.pixel_tiles * plan.pixel_tile;
       const int64_t count = std::min(plan.pixel_tile, pixels - first);
-      dense.fill(rows, first, count, panel, ld);
+      if (interleaved)
+        window_rows->fill_by_pixel(first, count, panel, ld);
+      else
+        dense.fill(*rows, first, count, panel, ld);
       const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
       for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
         output.write({0, p.output.w, first, count}, j * kTileColumns<T>, epilogue,

@@ -181,3 +181,24 @@ inline void transpose(Vec<double> (&r)[4]) {
   r[2].v = _mm256_permute2f128_pd(s0, s2, 0x31);
   r[3].v = _mm256_permute2f128_pd(s1, s3, 0x31);
 }
+
+inline void deinterleave(Vec<float>& a, Vec<float>& b) {
+  const __m256 even = _mm256_shuffle_ps(a.v, b.v, 0x88), odd = _mm256_shuffle_ps(a.v, b.v, 0xdd);
+  a.v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8));
+  b.v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xd8));
+}
+inline void deinterleave(Vec<double>& a, Vec<double>& b) {
+  const __m256d even = _mm256_unpacklo_pd(a.v, b.v), odd = _mm256_unpackhi_pd(a.v, b.v);
+  a.v = _mm256_permute4x64_pd(even, 0xd8);
+  b.v = _mm256_permute4x64_pd(odd, 0xd8);
+}
+
+inline void stream_line(const void* from, void* to) {
+  const __m256i *a = static_cast<const __m256i*>(from), low = _mm256_loadu_si256(a),
+                high = _mm256_loadu_si256(a + 1);
+  _mm256_stream_si256(static_cast<__m256i*>(to), low);
+  _mm256_stream_si256(static_cast<__m256i*>(to) + 1, high);
+}
+inline void stream_fence() {
+  _mm_sfence();
+}

@@ -185,3 +185,23 @@ inline void transpose(Vec<double> (&r)[8]) {
     r[i + 4].v = _mm512_shuffle_f64x2(t[i], t[i + 4], 0xdd);
   }
 }
+
+inline void deinterleave(Vec<float>& a, Vec<float>& b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const __m512 low = a.v, high = b.v;
+  a.v = _mm512_permutex2var_ps(low, even, high);
+  b.v = _mm512_permutex2var_ps(low, odd, high);
+}
+inline void deinterleave(Vec<double>& a, Vec<double>& b) {
+  const __m512d low = a.v, high = b.v;
+  a.v = _mm512_permutex2var_pd(low, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), high);
+  b.v = _mm512_permutex2var_pd(low, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), high);
+}
+
+inline void stream_line(const void* from, void* to) {
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+}
+inline void stream_fence() {
+  _mm_sfence();
+}

@@ -3,7 +3,8 @@
 // A vocabulary defines Vec<float> and Vec<double> with kLanes, and for both:
 //   zero<T>()  broadcast(x)  load(p)  load(p, n)  store(p, v)  store(p, v, n)    n lanes; the others read as
 //   0, stay unwritten fma(a, b, c) = a * b + c   add  mul   max(a, b), min(a, b): b where either is NaN
-//   transpose(rows[kLanes])
+//   transpose(rows[kLanes])   deinterleave(a, b): of the values of a and b in order, even ones in a, odd in b
+//   stream_line(from, to)   64 bytes past the caches, `to` at a line; stream_fence() after the last of them
 // load and store also take BFloat16 and Float16 for Vec<float>: widened on load, rounded to nearest even on
 // store. Registers<T> names the register tiles the kernels use.
 
@@ -128,3 +129,18 @@ inline void transpose(Vec<T> (&rows)[Vec<T>::kLanes]) {
   for (int i = 0; i < Vec<T>::kLanes; ++i)
     for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
 }
+
+template <class T>
+inline void deinterleave(Vec<T>& a, Vec<T>& b) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const Vec<T> values[2] = {a, b};
+  for (int i = 0; i < kLanes; ++i) {
+    a.lane[i] = values[2 * i / kLanes].lane[2 * i % kLanes];
+    b.lane[i] = values[(2 * i + 1) / kLanes].lane[(2 * i + 1) % kLanes];
+  }
+}
+
+inline void stream_line(const void* from, void* to) {
+  std::memcpy(to, from, 64);
+}
+inline void stream_fence() {}

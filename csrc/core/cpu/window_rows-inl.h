@@ -1,0 +1,160 @@
+// Rows for the forward of the dense convolution: converted, averaged and padded with zeros once, in a ring,
+// so that the inputs of an output pixel are a few runs of memory and borders need no code. Position p of a
+// row is input column p - padding. Two orders, after the two layouts of images:
+//   interleaved (NHWC): channel c of position p at [p][c]; a kernel row is one run of kernel width x channels
+//   planar (NCHW): at [c][p % stride][p / stride]; a tap of neighbouring pixels is one run
+
+enum class RowOrder { kInterleaved, kPlanar };
+
+template <class S>
+class WindowRows {
+ public:
+  using T = Compute<S>;
+
+  static constexpr int64_t kMostResidues = 4;  // each has a row of its own, with a vector to spare
+
+  static bool serves(const RowAverageConv2dParams& p, RowOrder order) {
+    const ChannelStage& stage = p.prologue;
+    if (stage.scale != nullptr || stage.shift != nullptr || stage.activation != Activation::kNone)
+      return false;
+    if (order == RowOrder::kPlanar) return p.input.stride_w == 1 && p.window.stride[1] <= kMostResidues;
+    return channels_are_adjacent(p.input) && p.input.stride_w == p.input.c;
+  }
+
+  // `height` rows after the average. Sizes only: the memory comes with prepare().
+  WindowRows(const RowAverageConv2dParams& p, RowOrder order, int64_t height, Scratch& scratch)
+      : p_(p),
+        order_(order),
+        height_(height),
+        channels_(p.input.c),
+        stride_(p.window.stride[1]),
+        positions_((p.output.w - 1) * stride_ + (p.window.kernel[1] - 1) * p.window.dilation[1] + 1),
+        // A vector more than needed: runs are read in whole vectors.
+        residue_ld_(divide_up(positions_, stride_) + Vec<T>::kLanes),
+        line_size_(positions_ + 2 * Vec<T>::kLanes * stride_),
+        row_size_(order == RowOrder::kPlanar ? channels_ * stride_ * residue_ld_
+                                             : positions_ * channels_ + Vec<T>::kLanes),
+        window_rows_(std::min((p.window.kernel[0] - 1) * p.window.dilation[0] + 1, height)),
+        rows_slot_(scratch.add<T>((window_rows_ + 1) * row_size_)),
+        line_slot_(scratch.add<T>(line_size_)),
+        held_(static_cast<size_t>(window_rows_), -1) {}
+
+  void prepare(Scratch& scratch) {
+    rows_ = scratch.get<T>(rows_slot_);
+    line_ = scratch.get<T>(line_slot_);
+    std::fill(rows_, rows_ + (window_rows_ + 1) * row_size_, T(0));
+    std::fill(line_, line_ + line_size_, T(0));
+  }
+
+  // Row r of image n, zeros where there is none; valid until as many others were asked for as a window has.
+  const T* row(int64_t n, int64_t r) {
+    if (r < 0 || r >= height_) return rows_ + window_rows_ * row_size_;
+    const int64_t id = n * height_ + r, slot = id % window_rows_;
+    T* to = rows_ + slot * row_size_;
+    if (held_[static_cast<size_t>(slot)] != id) {
+      order_ == RowOrder::kPlanar ? stage_planar(n, r, to) : stage_interleaved(n, r, to);
+      held_[static_cast<size_t>(slot)] = id;
+    }
+    return to;
+  }
+
+  // panel[pixel][(kh, kw, c)] of pixels [first, first + count), counted over rows and images; ld as of
+  // panel_ld(). Runs are copied in whole vectors, each over the end of the one before.
+  void fill_by_pixel(int64_t first, int64_t count, T* panel, int64_t ld) {
+    const int64_t* dilation = p_.window.dilation;
+    const int64_t runs = dilation[1] == 1 ? 1 : p_.window.kernel[1],
+                  values = p_.window.kernel[1] / runs * channels_;
+    for_each_output_row(first, count, [&](int64_t n, int64_t h, int64_t w, int64_t at, int64_t length) {
+      for (int64_t kh = 0; kh < p_.window.kernel[0]; ++kh)
+        for (int64_t run = 0; run < runs; ++run) {
+          const T* from = row(n, input_row(h, kh)) + (w * stride_ + run * dilation[1]) * channels_;
+          T* to = panel + at * ld + (kh * runs + run) * values;
+          if (values <= Vec<T>::kLanes) {
+            for (int64_t j = 0; j < length; ++j) store(to + j * ld, load(from + j * stride_ * channels_));
+          } else {
+            for (int64_t j = 0; j < length; ++j) copy(from + j * stride_ * channels_, to + j * ld, values);
+          }
+        }
+    });
+  }
+
+  // panel[(kh, kw, c)][pixel] of the same; rows of the panel have room for one vector more than count.
+  void fill_by_tap(int64_t first, int64_t count, T* panel, int64_t ld) {
+    const Window& window = p_.window;
+    for_each_output_row(first, count, [&](int64_t n, int64_t h, int64_t w, int64_t at, int64_t length) {
+      T* to = panel + at;
+      for (int64_t kh = 0; kh < window.kernel[0]; ++kh) {
+        const T* from = row(n, input_row(h, kh)) + w;
+        for (int64_t kw = 0; kw < window.kernel[1]; ++kw) {
+          const int64_t position = kw * window.dilation[1];
+          const T* tap = from + position % stride_ * residue_ld_ + position / stride_;
+          for (int64_t c = 0; c < channels_; ++c, to += ld) copy(tap + c * stride_ * residue_ld_, to, length);
+        }
+      }
+    });
+  }
+
+ private:
+  // Whole vectors.
+  static void copy(const T* from, T* to, int64_t count) {
+    for (int64_t i = 0; i < count; i += Vec<T>::kLanes) store(to + i, load(from + i));
+  }
+
+  int64_t input_row(int64_t h, int64_t kh) const {
+    return h * p_.window.stride[0] - p_.window.padding[0] + kh * p_.window.dilation[0];
+  }
+  // body(image, row, first column, its pixel counted from `first`, columns)
+  template <class Body>
+  void for_each_output_row(int64_t first, int64_t count, Body&& body) {
+    const Image& out = p_.output;
+    for (int64_t done = 0; done < count;) {
+      const int64_t pixel = first + done, w = pixel % out.w, h = pixel / out.w % out.h,
+                    n = pixel / out.w / out.h, length = std::min(count - done, out.w - w);
+      body(n, h, w, done, length);
+      done += length;
+    }
+  }
+
+  // Input columns that some window reads.
+  int64_t columns() const { return std::clamp<int64_t>(positions_ - p_.window.padding[1], 0, p_.input.w); }
+  // `count` values from `offset` of image n on, of row r after the average.
+  void read(int64_t n, int64_t r, int64_t offset, int64_t count, T* to) const {
+    const Image& x = p_.input;
+    const S* image = static_cast<const S*>(x.data) + n * x.stride_n + offset;
+    const int64_t s = p_.prologue.row_average_stride;
+    if (s == 0) return convert(image + r * x.stride_h, to, count);
+    combine_rows(image, x.stride_h, forward_rows(r, s, x.h), to, count);
+  }
+  void stage_interleaved(int64_t n, int64_t r, T* to) const {
+    read(n, r, 0, columns() * channels_, to + p_.window.padding[1] * channels_);
+  }
+  void stage_planar(int64_t n, int64_t r, T* to) const {
+    for (int64_t c = 0; c < channels_; ++c, to += stride_ * residue_ld_) {
+      const int64_t offset = c * p_.input.stride_c;
+      if (stride_ == 1) {
+        read(n, r, offset, columns(), to + p_.window.padding[1]);
+        continue;
+      }
+      read(n, r, offset, columns(), line_ + p_.window.padding[1]);
+      if (stride_ == 2) {
+        for (int64_t i = 0; i < residue_ld_ - Vec<T>::kLanes; i += Vec<T>::kLanes) {
+          Vec<T> even = load(line_ + 2 * i), odd = load(line_ + 2 * i + Vec<T>::kLanes);
+          deinterleave(even, odd);
+          store(to + i, even);
+          store(to + residue_ld_ + i, odd);
+        }
+      } else {
+        for (int64_t residue = 0; residue < stride_; ++residue)
+          for (int64_t i = 0; i < residue_ld_ - Vec<T>::kLanes; ++i)
+            to[residue * residue_ld_ + i] = line_[i * stride_ + residue];
+      }
+    }
+  }
+
+  const RowAverageConv2dParams& p_;
+  RowOrder order_;
+  int64_t height_, channels_, stride_, positions_, residue_ld_, line_size_, row_size_, window_rows_;
+  size_t rows_slot_, line_slot_;
+  T *rows_ = nullptr, *line_ = nullptr;  // the ring and a row of zeros; one channel of a row, in order
+  std::vector<int64_t> held_;            // which row each slot of the ring holds
+};
