@@ -10,7 +10,7 @@ import torch
 from sepconv import _loader
 
 # Every instruction set that sepconv has kernels for; a machine runs some of them.
-ALL_CAPABILITIES = ("scalar", "avx2", "avx512", "neon")
+ALL_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon")
 
 
 def _available() -> list[str]:

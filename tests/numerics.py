@@ -7,7 +7,8 @@ twice over, or as wrong as a sum in the kernel's compute type can be, whichever 
 
 `exact` is the reference in float64 and `sum|x||w|`, the *magnitude*, is the same reference applied to
 absolute values. bfloat16 and float16 results are accumulated in float32 and rounded once, when they are
-stored: `eps` is float32's for them, plus the one rounding.
+stored: `eps` is float32's for them, plus the one rounding. Where the CPU multiplies bfloat16 itself, the
+values between the two convolutions are rounded too: stock rounds the same ones, so its error bounds ours.
 
 The bound on sums holds for values that are independent of each other. A sum of many equal values rounds the
 same way at each step: compare such data by bits, with integers.

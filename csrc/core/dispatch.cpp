@@ -67,6 +67,10 @@ const Kernels& current_kernels() {
       return kernels_avx2();
     case Isa::kAvx512:
       return kernels_avx512();
+    case Isa::kAvx512Bf16:
+      return kernels_avx512_bf16();
+    case Isa::kAmx:
+      return kernels_amx();
 #endif
     default:
       return kernels_scalar();

@@ -4,10 +4,36 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace sepconv {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kNeon};
+constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx, Isa::kNeon};
+
+#if defined(__x86_64__)
+struct CpuId {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  CpuId(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
+};
+
+// The kernel lends the tile registers to processes that ask for them; all threads inherit the answer.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool supported(Isa isa) {
   switch (isa) {
@@ -21,6 +47,12 @@ bool supported(Isa isa) {
       return supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return supported(Isa::kAvx512) && (CpuId(7, 1).a >> 5 & 1) != 0;
+    case Isa::kAmx: {
+      constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+      return supported(Isa::kAvx512Bf16) && (~CpuId(7, 0).d & (kAmxBf16 | kAmxTile)) == 0 && may_use_tiles();
+    }
 #endif
     default:
       return false;
@@ -28,7 +60,12 @@ bool supported(Isa isa) {
 }
 
 Isa strongest() {
-  return available_isas().back();
+  const Isa isa = available_isas().back();
+#if defined(__x86_64__)
+  // Intel CPUs take four times as long for a product of pairs as for a multiply-add: without AMX no gain.
+  if (isa == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512;
+#endif
+  return isa;
 }
 
 // SEPCONV_CPU_CAPABILITY is a cap, not a demand: a machine that lacks the named level uses its strongest one
@@ -39,7 +76,8 @@ Isa initial_isa() {
   if (cap == nullptr || *cap == '\0') return strongest();
   if (!parse_isa(cap, limit))
     throw std::runtime_error(
-        std::string("SEPCONV_CPU_CAPABILITY must be scalar, avx2, avx512 or neon, got '") + cap + "'");
+        "SEPCONV_CPU_CAPABILITY must be scalar, avx2, avx512, avx512_bf16, amx or neon, got '" +
+        std::string(cap) + "'");
   Isa chosen = Isa::kScalar;
   for (Isa isa : available_isas())
     if (isa <= limit) chosen = isa;
@@ -59,6 +97,10 @@ const char* name_of(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+    case Isa::kAmx:
+      return "amx";
     case Isa::kNeon:
       return "neon";
     default:

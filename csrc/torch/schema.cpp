@@ -50,7 +50,7 @@ STABLE_TORCH_LIBRARY(sepconv, m) {
       " SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int row_stride, bool[3] output_mask)"
       " -> (Tensor, Tensor, Tensor)");
 
-  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512" or "neon".
+  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512", "avx512_bf16", "amx" or "neon".
   m.def("set_cpu_capability(str name) -> ()");
   m.def("cpu_capability() -> str");
   m.def("available_cpu_capabilities() -> str");  // comma separated, weakest first

@@ -8,15 +8,17 @@ struct TapOffsets {
 
 // Kernel row i of output row r reads sources[i + r] under weights[i]; tap t adds taps[t].source and
 // taps[t].weight to them.
-template <class T>
+// Values of type S give values of type D; the sums have the compute type.
+template <class S, class D>
 struct WeightedSum {
-  const T* const* sources;
+  using T = Compute<S>;
+  const S* const* sources;
   const T* const* weights;
   int64_t kernel_rows;
   const TapOffsets* taps;
   int64_t tap_count;
   int64_t source_step;  // between the sources of neighbouring outputs
-  T* output;
+  D* output;
   int64_t output_step, count;  // outputs along the row
   int64_t channels;
   Stage<T> stage;  // the middle stage, from this block's first channel
@@ -30,35 +32,48 @@ struct WeightedSum {
   }
 };
 
+// Sums that the store rounds pass the middle stage before it. Inlined by force: they are registers, and a
+// call would pass them through memory.
+template <class S, class D, class Vector>
+[[gnu::always_inline]] inline void write_sum(const WeightedSum<S, D>& s, Vec<Compute<S>> sum, D* to,
+                                             int64_t c, Vector vector) {
+  if constexpr (!std::is_same_v<D, Compute<S>>)
+    if (!s.stage.empty()) sum = activate(affine(sum, s.stage, c), s.stage.activation);
+  vector.write(to, sum);
+}
+
 // Any taps: kOutputs outputs of one row share each weight.
-template <int kOutputs, class T, class Vector>
-inline void sum_taps(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
+template <int kOutputs, class S, class D, class Vector>
+inline void sum_taps(const WeightedSum<S, D>& s, int64_t at, int64_t c, Vector vector) {
+  using T = Compute<S>;
   Vec<T> sums[kOutputs];
 #pragma GCC unroll 16
   for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
   for (int64_t r = 0; r < s.kernel_rows; ++r) {
-    const T* source = s.sources[r] + at * s.source_step + c;
+    const S* source = s.sources[r] + at * s.source_step + c;
     const T* weight = s.weights[r] + c;
     for (int64_t t = 0; t < s.tap_count; ++t) {
       const Vec<T> w = load(weight + s.taps[t].weight);
-      const T* tap = source + s.taps[t].source;
+      const S* tap = source + s.taps[t].source;
 #pragma GCC unroll 16
       for (int u = 0; u < kOutputs; ++u) sums[u] = fma(vector.read(tap + u * s.source_step), w, sums[u]);
     }
   }
 #pragma GCC unroll 16
-  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
+  for (int u = 0; u < kOutputs; ++u)
+    write_sum(s, sums[u], s.output + (at + u) * s.output_step + c, c, vector);
 }
 
 // kTaps adjacent pixels and outputs one pixel apart, in one row: each pixel is loaded once and serves up to
 // kTaps outputs. The order of additions of one output is that of sum_taps.
-template <int kTaps, int kOutputs, class T, class Vector>
-inline void sum_sliding(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
+template <int kTaps, int kOutputs, class S, class D, class Vector>
+inline void sum_sliding(const WeightedSum<S, D>& s, int64_t at, int64_t c, Vector vector) {
+  using T = Compute<S>;
   Vec<T> sums[kOutputs];
 #pragma GCC unroll 16
   for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
   for (int64_t r = 0; r < s.kernel_rows; ++r) {
-    const T* source = s.sources[r] + s.taps[0].source + at * s.source_step + c;
+    const S* source = s.sources[r] + s.taps[0].source + at * s.source_step + c;
     const T* weight = s.weights[r] + c;
     Vec<T> w[kTaps];
 #pragma GCC unroll 7
@@ -74,18 +89,20 @@ inline void sum_sliding(const WeightedSum<T>& s, int64_t at, int64_t c, Vector v
   // The lowest row is the one that no output has read before: asked for two blocks ahead, 25 % off the
   // depthwise.
   if (s.kernel_rows > 0) {
-    const T* next = s.sources[s.kernel_rows - 1] + s.taps[0].source + (at + 2 * kOutputs) * s.source_step + c;
+    const S* next = s.sources[s.kernel_rows - 1] + s.taps[0].source + (at + 2 * kOutputs) * s.source_step + c;
 #pragma GCC unroll 16
     for (int u = 0; u < kOutputs; ++u) __builtin_prefetch(next + u * s.source_step);
   }
 #pragma GCC unroll 16
-  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
+  for (int u = 0; u < kOutputs; ++u)
+    write_sum(s, sums[u], s.output + (at + u) * s.output_step + c, c, vector);
 }
 
 // The same for kBlockRows rows at once: a pixel is loaded once for all the rows that it serves. Large maps
 // take their time to fetch pixels from L2, and this fetches less than half as many. Same order of additions.
-template <int kKernelRows, int kTaps, int kOutputs, class T, class Vector>
-inline void sum_sliding_rows(const WeightedSum<T>& s, int64_t at, int64_t c, Vector vector) {
+template <int kKernelRows, int kTaps, int kOutputs, class S, class D, class Vector>
+inline void sum_sliding_rows(const WeightedSum<S, D>& s, int64_t at, int64_t c, Vector vector) {
+  using T = Compute<S>;
   constexpr int kRows = Registers<T>::kBlockRows, kPixels = kOutputs + kTaps - 1;
   Vec<T> sums[kRows][kOutputs];
 #pragma GCC unroll 4
@@ -94,7 +111,7 @@ inline void sum_sliding_rows(const WeightedSum<T>& s, int64_t at, int64_t c, Vec
     for (int u = 0; u < kOutputs; ++u) sums[r][u] = zero<T>();
 #pragma GCC unroll 16
   for (int i = 0; i < kKernelRows + kRows - 1; ++i) {
-    const T* source = s.sources[i] + s.taps[0].source + at * s.source_step + c;
+    const S* source = s.sources[i] + s.taps[0].source + at * s.source_step + c;
     Vec<T> x[kPixels];
 #pragma GCC unroll 16
     for (int j = 0; j < kPixels; ++j) x[j] = vector.read(source + j * s.source_step);
@@ -113,12 +130,12 @@ inline void sum_sliding_rows(const WeightedSum<T>& s, int64_t at, int64_t c, Vec
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int u = 0; u < kOutputs; ++u)
-      vector.write(s.output + r * s.output_row_step + (at + u) * s.output_step + c, sums[r][u]);
+      write_sum(s, sums[r][u], s.output + r * s.output_row_step + (at + u) * s.output_step + c, c, vector);
 }
 
 // The middle stage, over outputs that have just been written.
-template <class T>
-inline void apply_stage(const WeightedSum<T>& s, int64_t at, int64_t outputs) {
+template <class S, class T>
+inline void apply_stage(const WeightedSum<S, T>& s, int64_t at, int64_t outputs) {
   for (int64_t r = 0; r < s.output_rows; ++r)
     for (int64_t u = at; u < at + outputs; ++u)
       for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
@@ -130,11 +147,13 @@ inline void apply_stage(const WeightedSum<T>& s, int64_t at, int64_t outputs) {
 // Blocks of outputs along the row, all channels of a block before the next one: the sources are then read in
 // the order of memory, which the hardware prefetches. (Channels outermost took 12 % longer at 128 channels
 // and 147 pixels.) `sum(count, at, c, vector)` gets the number of outputs as a constant: kMost, 2 or 1.
-template <int kMost, class T, class Sum>
-inline void for_each_block(const WeightedSum<T>& s, Sum&& sum) {
+template <int kMost, class S, class D, class Sum>
+inline void for_each_block(const WeightedSum<S, D>& s, Sum&& sum) {
+  using T = Compute<S>;
   const auto block = [&](auto outputs, int64_t at) {
     for_each_vector<T>(s.channels, [&](auto vector, int64_t c) { sum(outputs, at, c, vector); });
-    if (!s.stage.empty()) apply_stage(s, at, outputs);
+    if constexpr (std::is_same_v<D, T>)
+      if (!s.stage.empty()) apply_stage(s, at, outputs);
   };
   int64_t at = 0;
   for (; at + kMost <= s.count; at += kMost) block(std::integral_constant<int, kMost>{}, at);
@@ -142,28 +161,29 @@ inline void for_each_block(const WeightedSum<T>& s, Sum&& sum) {
   for (; at < s.count; ++at) block(std::integral_constant<int, 1>{}, at);
 }
 
-template <int kTaps, class T>
-inline void sum_all_sliding(const WeightedSum<T>& s) {
-  for_each_block<Registers<T>::kUnroll>(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
+template <int kTaps, class S, class D>
+inline void sum_all_sliding(const WeightedSum<S, D>& s) {
+  for_each_block<Registers<Compute<S>>::kUnroll>(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
     sum_sliding<kTaps, outputs()>(s, at, c, vector);
   });
 }
 
-template <int kKernelRows, int kTaps, class T>
-inline void sum_all_sliding_rows(const WeightedSum<T>& s) {
-  for_each_block<Registers<T>::kBlockOutputs>(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
-    sum_sliding_rows<kKernelRows, kTaps, outputs()>(s, at, c, vector);
-  });
+template <int kKernelRows, int kTaps, class S, class D>
+inline void sum_all_sliding_rows(const WeightedSum<S, D>& s) {
+  for_each_block<Registers<Compute<S>>::kBlockOutputs>(
+      s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
+        sum_sliding_rows<kKernelRows, kTaps, outputs()>(s, at, c, vector);
+      });
 }
 
-template <class T>
-inline void sum_all_taps(const WeightedSum<T>& s) {
-  for_each_block<Registers<T>::kUnroll>(
+template <class S, class D>
+inline void sum_all_taps(const WeightedSum<S, D>& s) {
+  for_each_block<Registers<Compute<S>>::kUnroll>(
       s, [&](auto outputs, int64_t at, int64_t c, auto vector) { sum_taps<outputs()>(s, at, c, vector); });
 }
 
-template <class T>
-inline void weighted_sum(const WeightedSum<T>& s) {
+template <class S, class D>
+inline void weighted_sum(const WeightedSum<S, D>& s) {
   bool adjacent = s.tap_count > 0;
   for (int64_t t = 1; t < s.tap_count; ++t)
     adjacent &= s.taps[t].source == s.taps[t - 1].source + s.source_step;
@@ -205,13 +225,14 @@ struct DepthwiseWeights {
 
 // Positions [begin, end) of rows `at`, `at` + 1, ... (`count` of them, alike) of image `n` of the result of
 // `plan`, into output[r * output_row_step + (p - begin) * output_step + c]; `rows.row(n, r)` gives the rows
-// that it reads.
-template <class T>
+// that it reads, of type S.
+template <class S>
 class DepthwiseRow {
  public:
-  template <class Rows>
+  using T = Compute<S>;
+  template <class Rows, class D>
   void run(const DepthwisePlan& plan, Rows& rows, const DepthwiseWeights<T>& weights, int64_t n, int64_t at,
-           int64_t count, int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, T* output,
+           int64_t count, int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, D* output,
            int64_t output_step, int64_t output_row_step) {
     taps_at(plan.vertical, plan.direction, at, vertical_);
     sources_.clear(), weights_.clear();
@@ -230,16 +251,17 @@ class DepthwiseRow {
       for (const Tap& tap : segment.taps)
         taps_.push_back({(tap.source + j0 * segment.source_step) * pixel, tap.kernel_index * weights.ld});
       weighted_sum(
-          WeightedSum<T>{sources_.data(), weights_.data(), static_cast<int64_t>(weights_.size()),
-                         taps_.data(), static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
-                         output + (segment.begin + j0 * segment.step - begin) * output_step,
-                         segment.step * output_step, j1 - j0, channels, stage, count, output_row_step});
+          WeightedSum<S, D>{sources_.data(), weights_.data(), static_cast<int64_t>(weights_.size()),
+                            taps_.data(), static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
+                            output + (segment.begin + j0 * segment.step - begin) * output_step,
+                            segment.step * output_step, j1 - j0, channels, stage, count, output_row_step});
     }
   }
 
  private:
   std::vector<Tap> vertical_;
-  std::vector<const T*> sources_, weights_;
+  std::vector<const S*> sources_;
+  std::vector<const T*> weights_;
   std::vector<TapOffsets> taps_;
 };
 

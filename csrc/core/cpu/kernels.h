@@ -28,6 +28,8 @@ const Kernels& kernels_scalar();
 #if defined(__x86_64__)
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
+const Kernels& kernels_avx512_bf16();
+const Kernels& kernels_amx();
 #endif
 #if defined(__aarch64__)
 const Kernels& kernels_neon();

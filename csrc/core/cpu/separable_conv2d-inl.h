@@ -83,8 +83,9 @@ class DepthwiseStage {
             int64_t channels, T* panel, int64_t ld) const {
     fill(rows, kernel, {0, p_.output.w, first, count}, c0, channels, panel, ld);
   }
-  void fill(RowSource<S>& rows, DepthwiseRow<T>& kernel, const PixelTile& tile, int64_t c0, int64_t channels,
-            T* panel, int64_t ld) const {
+  template <class Rows, class Source, class D>
+  void fill(Rows& rows, DepthwiseRow<Source>& kernel, const PixelTile& tile, int64_t c0, int64_t channels,
+            D* panel, int64_t ld) const {
     const int64_t height = p_.output.h, width = tile.width;
     const DepthwiseWeights<T> from_c0{weights.data + c0, weights.ld, weights.kernel_width};
     for (int64_t done = 0; done < tile.count;) {

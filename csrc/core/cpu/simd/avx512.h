@@ -72,12 +72,16 @@ inline Vec<float> widen_bfloat16(__m256i bits) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
 inline __m256i round_bfloat16(Vec<float> a) {
+#ifdef SEPCONV_SIMD_AVX512_BF16
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v));
+#else
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded =
       _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)));
+#endif
 }
 inline Vec<float> load(const BFloat16* p) {
   return widen_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

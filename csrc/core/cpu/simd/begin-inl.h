@@ -21,11 +21,23 @@
 #include "core/plan.h"
 #include "core/scratch.h"
 
+// Each level of this ladder is the one below and a few instructions more.
+#ifdef SEPCONV_SIMD_AMX
+#define SEPCONV_SIMD_AVX512_BF16
+#endif
+#ifdef SEPCONV_SIMD_AVX512_BF16
+#define SEPCONV_SIMD_AVX512
+#endif
+
 #if defined(SEPCONV_SIMD_AVX2) || defined(SEPCONV_SIMD_AVX512)
 #include <immintrin.h>
 #endif
 
-#if defined(SEPCONV_SIMD_AVX512)
+#if defined(SEPCONV_SIMD_AMX)
+#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,avx512bf16,amx-tile,amx-bf16"
+#elif defined(SEPCONV_SIMD_AVX512_BF16)
+#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,avx512bf16"
+#elif defined(SEPCONV_SIMD_AVX512)
 #define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"
 #elif defined(SEPCONV_SIMD_AVX2)
 #define SEPCONV_TARGET "avx2,fma,f16c,bmi2"
@@ -47,6 +59,12 @@ namespace {
 
 #if defined(SEPCONV_SIMD_AVX512)
 #include "core/cpu/simd/avx512.h"
+#ifdef SEPCONV_SIMD_AVX512_BF16
+#include "core/cpu/simd/avx512_bf16.h"
+#endif
+#ifdef SEPCONV_SIMD_AMX
+#include "core/cpu/simd/amx.h"
+#endif
 #elif defined(SEPCONV_SIMD_AVX2)
 #include "core/cpu/simd/avx2.h"
 #else

@@ -1,0 +1,58 @@
+// What AVX512-BF16 adds to the vocabulary of avx512.h: products of pairs of bfloat16, and their rounding.
+
+// Sixteen pairs as sixteen floats, to be moved and not computed with; missing values are zero.
+inline Vec<float> load_pairs(const BFloat16* p, int values) {
+  const __mmask32 present = values >= 32 ? ~__mmask32{0} : (__mmask32{1} << values) - 1;
+  return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(present, p))};
+}
+
+inline void store_two(BFloat16* p, Vec<float> low, Vec<float> high) {
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)));
+}
+inline void store_two(float* p, Vec<float> low, Vec<float> high) {
+  store(p, low), store(p + 16, high);
+}
+
+#ifndef SEPCONV_SIMD_AMX
+inline constexpr int64_t kPairRows = 14, kPairRowsRead = 1;  // 28 accumulators, 2 weights
+
+// Nothing to set up before products, and nothing to leave behind.
+struct DotRegisters {
+  DotRegisters() {}
+};
+
+template <int kRows>
+inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* weights, int64_t depth,
+                          float* sums) {
+  __m512 sum[kRows][2];
+#pragma GCC unroll 14
+  for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < depth; k += 2, weights += 64) {
+    const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights)),
+               w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights + 32));
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      int pair;
+      std::memcpy(&pair, panel + r * ld + k, sizeof pair);
+      const auto x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], x, w0);
+      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, w1);
+    }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < kRows; ++r)
+    _mm512_storeu_ps(sums + r * 32, sum[r][0]), _mm512_storeu_ps(sums + r * 32 + 16, sum[r][1]);
+}
+
+template <int... kRows>
+constexpr auto row_kernels(std::integer_sequence<int, kRows...>) {
+  return std::array{multiply_rows<kRows + 1>...};
+}
+
+// sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and all columns.
+inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, const BFloat16* weights,
+                           int64_t depth, int64_t /* columns */, float* sums) {
+  static constexpr auto kKernels = row_kernels(std::make_integer_sequence<int, kPairRows>{});
+  kKernels[static_cast<size_t>(rows - 1)](panel, ld, weights, depth, sums);
+}
+#endif
