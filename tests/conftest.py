@@ -28,6 +28,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("capability", _available(), indirect=True)
 
 
+# These differ from avx512 in the forward of bfloat16 alone.
+BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what would run the very kernels of avx512 again: other dtypes on the levels for bfloat16."""
+
+    def repeats(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        dtype = parameters.get("dtype")
+        return parameters.get("capability") in BFLOAT16_CAPABILITIES and dtype not in (None, torch.bfloat16)
+
+    config.hook.pytest_deselected(items=[item for item in items if repeats(item)])
+    items[:] = [item for item in items if not repeats(item)]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _loader.load().loaded:
         return
