@@ -107,6 +107,11 @@ def _sample(run: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+# Seconds before each sample: the thread pools of some contestants go on spinning after a call, on the cores of
+# the next one.
+SETTLE = 0.05
+
+
 def interleave(
     contestants: dict[str, Callable[[], object]], rounds: int, sample_ms: float
 ) -> dict[str, list[float]]:
@@ -117,6 +122,8 @@ def interleave(
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(SETTLE)
+            contestants[name]()
             seconds[name].append(_sample(contestants[name], calls[name]))
     return seconds
 

@@ -343,6 +343,8 @@ def onnxruntime_contestant(model: bytes, input: torch.Tensor, threads: int) -> C
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Or its threads go on spinning after a call, and the next contestant has half a core.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: input.contiguous().numpy()}
     return Contestant(
