@@ -107,8 +107,8 @@ def _sample(run: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-# Seconds before each sample: the thread pools of some contestants go on spinning after a call, on the cores of
-# the next one.
+# Seconds before each sample: the thread pools of some contestants go on spinning after a call, on the cores
+# of the next one.
 SETTLE = 0.05
 
 
