@@ -32,7 +32,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PROBE_TOLERANCE = 0.03
 # Worker threads of OpenMP and of the peers' pools spin for a while after their work; the next contestant
 # must not find them on its cores.
-SETTLE_SECONDS = 0.003
+SETTLE_SECONDS = 0.05
 # glibc maps large blocks afresh at each allocation, and each page faults again: 'raised' keeps them.
 MALLOC = {
     "default": None,
@@ -107,11 +107,6 @@ def _sample(run: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-# Seconds before each sample: the thread pools of some contestants go on spinning after a call, on the cores
-# of the next one.
-SETTLE = 0.05
-
-
 def interleave(
     contestants: dict[str, Callable[[], object]], rounds: int, sample_ms: float
 ) -> dict[str, list[float]]:
@@ -122,8 +117,6 @@ def interleave(
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(SETTLE)
-            contestants[name]()
             seconds[name].append(_sample(contestants[name], calls[name]))
     return seconds
 
