@@ -32,7 +32,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PROBE_TOLERANCE = 0.03
 # Worker threads of OpenMP and of the peers' pools spin for a while after their work; the next contestant
 # must not find them on its cores.
-SETTLE_SECONDS = 0.05
+SETTLE_SECONDS = 0.003
 # glibc maps large blocks afresh at each allocation, and each page faults again: 'raised' keeps them.
 MALLOC = {
     "default": None,
