@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PROBE_TOLERANCE = 0.03
 # Worker threads of OpenMP and of the peers' pools spin for a while after their work; the next contestant
-# must not find them on its cores.
+# must not find them on its cores. Not longer: threads that have slept take a while to spread over the cores.
 SETTLE_SECONDS = 0.003
 # glibc maps large blocks afresh at each allocation, and each page faults again: 'raised' keeps them.
 MALLOC = {

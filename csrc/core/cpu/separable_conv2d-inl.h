@@ -118,7 +118,7 @@ class DepthwiseStage {
   Stage<T> prologue, middle;
 
  private:
-  // The lowest and rightmost pixel that output `w` of a row, counted over all images, reads.
+  // The input pixel at the foot of the window of output `w` of a row, rows counted over all images.
   const S* lowest(int64_t row, int64_t w) const {
     const Image& in = p_.input;
     const int64_t h = row % p_.output.h, n = row / p_.output.h;
