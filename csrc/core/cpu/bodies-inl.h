@@ -10,6 +10,7 @@
 #include "core/cpu/depthwise_nchw-inl.h"
 #include "core/cpu/separable_conv2d_nchw-inl.h"
 #include "core/cpu/separable_conv2d-inl.h"
+#include "core/cpu/pointwise_gradient-inl.h"
 #include "core/cpu/separable_conv2d_backward-inl.h"
 #include "core/cpu/row_average-inl.h"
 #include "core/cpu/window_rows-inl.h"
