@@ -3,6 +3,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "core/batch_norm.h"
 #include "core/cpu/kernels.h"
 #include "core/row_average.h"
 #include "core/row_average_conv2d.h"
@@ -46,6 +47,10 @@ void clear(void* data, int64_t count, DType dtype) {
 
 int index(DType dtype) {
   return static_cast<int>(dtype);
+}
+
+DType compute_dtype(DType dtype) {
+  return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
 }
 
 bool plain(const ChannelStage& stage) {
@@ -140,6 +145,39 @@ void row_average_conv2d_backward(const RowAverageConv2dBackwardParams& params, c
   RowAverageConv2dBackwardParams p = params;
   p.forward = canonical(p.forward), p.grad_input = canonical(p.grad_input);
   current_kernels().row_average_conv2d_backward[index(forward.dtype)](p, parallel);
+}
+
+void batch_norm_statistics(const BatchNormStatisticsParams& params, const Parallel& parallel) {
+  if (empty(params.input)) {  // stock leaves the running statistics alone
+    for (void* vector : {params.mean, params.inverse_std, params.scale, params.shift})
+      clear(vector, params.input.c, compute_dtype(params.dtype));
+    return;
+  }
+  BatchNormStatisticsParams p = params;
+  p.input = canonical(p.input);
+  current_kernels().batch_norm_statistics[index(p.dtype)](p, parallel);
+}
+
+void batch_norm(const BatchNormParams& params, const Parallel& parallel) {
+  if (empty(params.output)) return;
+  BatchNormParams p = params;
+  p.input = canonical(p.input), p.residual = canonical(p.residual), p.output = canonical(p.output);
+  current_kernels().batch_norm[index(p.dtype)](p, parallel);
+}
+
+void batch_norm_backward(const BatchNormBackwardParams& params, const Parallel& parallel) {
+  if (params.activation != Activation::kNone && params.activation != Activation::kRelu &&
+      params.activation != Activation::kRelu6)
+    throw std::runtime_error("batch_norm_backward: the activation has to be none, ReLU or ReLU6");
+  if (empty(params.input)) {
+    clear(params.grad_weight, params.input.c, compute_dtype(params.dtype));
+    clear(params.grad_bias, params.input.c, compute_dtype(params.dtype));
+    return;
+  }
+  BatchNormBackwardParams p = params;
+  p.input = canonical(p.input), p.grad_output = canonical(p.grad_output),
+  p.grad_input = canonical(p.grad_input);
+  current_kernels().batch_norm_backward[index(p.dtype)](p, parallel);
 }
 
 std::string describe_separable_conv2d(const SeparableConv2dParams& params, int threads) {

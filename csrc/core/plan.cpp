@@ -121,6 +121,19 @@ WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t o
   return plan;
 }
 
+PixelSumPlan plan_pixel_sums(int64_t pixels, int64_t channels) {
+  // Rows of a block are long enough to stream; a task is worth waking a thread for.
+  constexpr int64_t kTasks = 32, kTaskValues = 1 << 15, kBlock = 256, kRound = 64, kMinSplitPixels = 64;
+  const int64_t tasks = std::clamp<int64_t>(pixels * channels / kTaskValues, 1, kTasks);
+  const int64_t blocks = std::clamp<int64_t>(channels / kBlock, 1, tasks);
+  PixelSumPlan plan{};
+  plan.channel_block = round_up(divide_up(channels, blocks), kRound);
+  plan.channel_blocks = divide_up(channels, plan.channel_block);
+  plan.pixel_splits =
+      std::clamp<int64_t>(tasks / plan.channel_blocks, 1, std::max<int64_t>(1, pixels / kMinSplitPixels));
+  return plan;
+}
+
 bool takes_nchw(const SeparableConv2dParams& p) {
   // Narrow rows leave most of a vector empty, more so where a stride takes them apart first, and large
   // windows share no loads: transposing squares takes less time there.

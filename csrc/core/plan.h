@@ -61,6 +61,13 @@ struct WeightGradientPlan {
 WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t out_channels,
                                         int64_t compute_bytes, TileShape tile);
 
+// Sums over the pixels of each channel, and passes beside them: blocks of channels and splits of all pixels.
+struct PixelSumPlan {
+  int64_t channel_block, channel_blocks, pixel_splits;
+  int64_t tasks() const { return channel_blocks * pixel_splits; }
+};
+PixelSumPlan plan_pixel_sums(int64_t pixels, int64_t channels);
+
 // Forward of NCHW tensors: pixels are flattened over rows and images and cut into blocks of a register tile's
 // columns; tiles have equally many of them, give or take one.
 struct NchwPlan {

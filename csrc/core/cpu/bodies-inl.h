@@ -16,6 +16,8 @@
 #include "core/cpu/window_rows-inl.h"
 #include "core/cpu/row_average_conv2d-inl.h"
 #include "core/cpu/row_average_conv2d_backward-inl.h"
+#include "core/cpu/batch_norm-inl.h"
+#include "core/cpu/batch_norm_backward-inl.h"
 #include "core/cpu/table-inl.h"
 #include "core/cpu/simd/end-inl.h"
 // clang-format on

@@ -1,5 +1,6 @@
 // The face of the instruction-set folder: one table of entry points an instruction set, indexed by dtype.
 #pragma once
+#include "core/batch_norm.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/params.h"
@@ -22,6 +23,9 @@ struct Kernels {
   Kernel<RowAverageParams> row_average_backward[kDTypes];
   Kernel<RowAverageConv2dParams> row_average_conv2d[kDTypes];
   Kernel<RowAverageConv2dBackwardParams> row_average_conv2d_backward[kDTypes];
+  Kernel<BatchNormStatisticsParams> batch_norm_statistics[kDTypes];
+  Kernel<BatchNormParams> batch_norm[kDTypes];
+  Kernel<BatchNormBackwardParams> batch_norm_backward[kDTypes];
 };
 
 const Kernels& kernels_scalar();

@@ -39,6 +39,15 @@ inline Vec<T> affine(Vec<T> x, const Stage<T>& stage, int64_t c) {
   return stage.shift != nullptr ? add(x, load(stage.shift + c)) : x;
 }
 
+// g times the derivative of the activation at x, none, ReLU or ReLU6: 0 at the kinks, 1 at NaN.
+template <class T>
+inline Vec<T> activate_backward(Vec<T> g, Vec<T> x, Activation activation) {
+  if (activation == Activation::kNone) return g;
+  const Vec<T> above_zero = keep_above(g, x, T(0));
+  if (activation == Activation::kRelu) return above_zero;
+  return keep_above(above_zero, mul(x, broadcast(T(-1))), T(-6));
+}
+
 // A stage's vectors converted into scratch: sizes first, then the copy.
 template <class S>
 class StageVectors {

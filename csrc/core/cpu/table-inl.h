@@ -14,6 +14,9 @@ constexpr Kernels make_kernels() {
           SEPCONV_FOR_EACH_DTYPE(row_average),
           SEPCONV_FOR_EACH_DTYPE(row_average_backward),
           SEPCONV_FOR_EACH_DTYPE(row_average_conv2d),
-          SEPCONV_FOR_EACH_DTYPE(row_average_conv2d_backward)};
+          SEPCONV_FOR_EACH_DTYPE(row_average_conv2d_backward),
+          SEPCONV_FOR_EACH_DTYPE(batch_norm_statistics),
+          SEPCONV_FOR_EACH_DTYPE(batch_norm),
+          SEPCONV_FOR_EACH_DTYPE(batch_norm_backward)};
 #undef SEPCONV_FOR_EACH_DTYPE
 }

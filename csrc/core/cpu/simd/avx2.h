@@ -152,6 +152,12 @@ inline Vec<float> min(Vec<float> a, Vec<float> b) {
 inline Vec<double> min(Vec<double> a, Vec<double> b) {
   return {_mm256_min_pd(a.v, b.v)};
 }
+inline Vec<float> keep_above(Vec<float> g, Vec<float> x, float low) {
+  return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(low), _CMP_NLE_UQ), g.v)};
+}
+inline Vec<double> keep_above(Vec<double> g, Vec<double> x, double low) {
+  return {_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_set1_pd(low), _CMP_NLE_UQ), g.v)};
+}
 
 inline void transpose(Vec<float> (&r)[8]) {
   __m256 s[8], t[8];

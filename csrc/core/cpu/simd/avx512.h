@@ -139,6 +139,12 @@ inline Vec<float> min(Vec<float> a, Vec<float> b) {
 inline Vec<double> min(Vec<double> a, Vec<double> b) {
   return {_mm512_min_pd(a.v, b.v)};
 }
+inline Vec<float> keep_above(Vec<float> g, Vec<float> x, float low) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(low), _CMP_NLE_UQ), g.v)};
+}
+inline Vec<double> keep_above(Vec<double> g, Vec<double> x, double low) {
+  return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x.v, _mm512_set1_pd(low), _CMP_NLE_UQ), g.v)};
+}
 
 // Pairs of lanes, pairs of pairs, then two rounds of 128-bit blocks.
 inline void transpose(Vec<float> (&r)[16]) {

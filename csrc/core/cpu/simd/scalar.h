@@ -3,6 +3,7 @@
 // A vocabulary defines Vec<float> and Vec<double> with kLanes, and for both:
 //   zero<T>()  broadcast(x)  load(p)  load(p, n)  store(p, v)  store(p, v, n)    n lanes; the others read as
 //   0, stay unwritten fma(a, b, c) = a * b + c   add  mul   max(a, b), min(a, b): b where either is NaN
+//   keep_above(g, x, low): g where x > low or x is NaN, else 0
 //   transpose(rows[kLanes])   deinterleave(a, b): of the values of a and b in order, even ones in a, odd in b
 //   stream_line(from, to)   64 bytes past the caches, `to` at a line; stream_fence() after the last of them
 // load and store also take BFloat16 and Float16 for Vec<float>: widened on load, rounded to nearest even on
@@ -122,6 +123,11 @@ template <class T>
 inline Vec<T> min(Vec<T> a, Vec<T> b) {
   for (int i = 0; i < Vec<T>::kLanes; ++i) b.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
   return b;
+}
+template <class T>
+inline Vec<T> keep_above(Vec<T> g, Vec<T> x, T low) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i) g.lane[i] = x.lane[i] <= low ? T(0) : g.lane[i];
+  return g;
 }
 
 template <class T>

@@ -1,0 +1,354 @@
+// Batch norm: the statistics of every channel, and the affine map they give.
+
+// Pixels of an image as rows of channels in the compute type: where they lie if they are so in memory, else
+// staged a chunk at a time. A streamed image is written past the caches.
+template <class S>
+class PixelRows {
+ public:
+  using T = Compute<S>;
+
+  PixelRows(const Image& image, int64_t pixels, int64_t channels, Scratch& task, bool streamed = false)
+      : image_(image), task_(task) {
+    const bool linear = channels_are_adjacent(image) && pixels_are_linear(image);
+    if (streamed && linear) stream_.emplace(task);
+    in_place_ = std::is_same_v<S, T> && linear && !stream_;
+    ld_ = in_place_ ? image.stride_w : round_up(channels, Vec<T>::kLanes) + Vec<T>::kLanes;
+    if (!in_place_) slot_ = task.add<T>(pixels * ld_);
+  }
+
+  int64_t ld() const { return ld_; }  // from row to row
+
+  const T* read(int64_t first, int64_t count, int64_t c0, int64_t channels) {
+    if (in_place_) return place(first, c0);
+    load_pixels<S>(image_, first, count, c0, channels, task_.get<T>(slot_), ld_);
+    return task_.get<T>(slot_);
+  }
+
+  // fill(rows) writes all of them.
+  template <class Fill>
+  void write(int64_t first, int64_t count, int64_t c0, int64_t channels, Fill&& fill) {
+    if (in_place_) return fill(place(first, c0));
+    T* rows = task_.get<T>(slot_);
+    fill(rows);
+    if (!stream_) return store_pixels<S>(rows, ld_, image_, first, count, c0, channels);
+    S* to = static_cast<S*>(image_.data) + first * image_.stride_w + c0;
+    for (int64_t p = 0; p < count; ++p)
+      stream_->write(to + p * image_.stride_w, channels, [&](int64_t offset, int64_t part, S* buffer) {
+        convert(static_cast<const T*>(rows) + p * ld_ + offset, buffer, part);
+      });
+  }
+
+ private:
+  T* place(int64_t first, int64_t c0) const {
+    return static_cast<T*>(image_.data) + first * image_.stride_w + c0;
+  }
+  Image image_;
+  Scratch& task_;
+  std::optional<StreamedRows<S>> stream_;
+  bool in_place_;
+  int64_t ld_;
+  size_t slot_ = 0;
+};
+
+// How the passes of a batch norm walk over pixels and channels. Sums depend on it and on nothing else.
+class PixelSums {
+ public:
+  explicit PixelSums(const Image& x)
+      : pixels_(x.n * x.h * x.w), channels_(x.c), plan_(plan_pixel_sums(pixels_, channels_)) {
+    constexpr int64_t kChunkValues = 8 << 10, kMinChunk = 32, kMaxChunk = 128;
+    chunk_ = std::clamp(kChunkValues / plan_.channel_block, kMinChunk, kMaxChunk);
+  }
+
+  int64_t pixels() const { return pixels_; }
+  int64_t chunk() const { return chunk_; }  // pixels whose sums are kept in the compute type
+  int64_t channel_block() const { return std::min(plan_.channel_block, channels_); }
+  int64_t tasks() const { return plan_.tasks(); }
+  int64_t splits() const { return plan_.pixel_splits; }
+  int64_t split_pixels(int64_t split) const { return begin_of(split + 1) - begin_of(split); }
+
+  struct Task {
+    int64_t split, first, count, channel, channels;
+  };
+  Task task(int64_t index) const {
+    const int64_t split = index / plan_.channel_blocks,
+                  channel = index % plan_.channel_blocks * plan_.channel_block;
+    return {split, begin_of(split), split_pixels(split), channel,
+            std::min(plan_.channel_block, channels_ - channel)};
+  }
+
+ private:
+  int64_t begin_of(int64_t split) const { return pixels_ * split / plan_.pixel_splits; }
+  int64_t pixels_, channels_;
+  PixelSumPlan plan_;
+  int64_t chunk_;
+};
+
+// body(number of vectors, policy, first channel): groups of as many full vectors as registers hold sums for.
+template <class T, class Body>
+inline void for_each_vector_group(int64_t channels, Body&& body) {
+  constexpr int kLanes = Vec<T>::kLanes, kMost = static_cast<int>(Registers<T>::kTileRows.size());
+  int64_t c = 0;
+  for (; c + kMost * kLanes <= channels; c += kMost * kLanes)
+    body(std::integral_constant<int, kMost>{}, FullVector<T>{}, c);
+  if (kMost > 2 && c + 2 * kLanes <= channels)
+    body(std::integral_constant<int, 2>{}, FullVector<T>{}, c), c += 2 * kLanes;
+  if (c + kLanes <= channels) body(std::integral_constant<int, 1>{}, FullVector<T>{}, c), c += kLanes;
+  if (c < channels)
+    body(std::integral_constant<int, 1>{}, PartialVector<T>{static_cast<int>(channels - c)}, c);
+}
+
+template <class T>
+struct Factors {
+  Vec<T> value, factor;
+};
+
+// sum[i] = sum of values and product[i] = sum of value * factor over `count` pixels, where factors(pixel, i)
+// are those of vector i. Several sums of each, as additions take longer than loads.
+template <int kVectors, class T, class PixelFactors>
+inline void sum_products(int64_t count, T* sum, T* product, PixelFactors&& factors) {
+  constexpr int kSums = 2 * static_cast<int>(Registers<T>::kTileRows.size()) / kVectors;
+  Vec<T> sums[kSums][kVectors], products[kSums][kVectors];
+#pragma GCC unroll 8
+  for (int j = 0; j < kSums; ++j)
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) sums[j][i] = products[j][i] = zero<T>();
+  const auto accumulate = [&](int64_t p, int j, int i) __attribute__((always_inline)) {
+    const Factors<T> f = factors(p, i);
+    sums[j][i] = add(sums[j][i], f.value);
+    products[j][i] = fma(f.value, f.factor, products[j][i]);
+  };
+  int64_t p = 0;
+  for (; p + kSums <= count; p += kSums) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kSums; ++j)
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) accumulate(p + j, j, i);
+  }
+  for (; p < count; ++p) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) accumulate(p, 0, i);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+#pragma GCC unroll 8
+    for (int j = 1; j < kSums; ++j) {
+      sums[0][i] = add(sums[0][i], sums[j][i]);
+      products[0][i] = add(products[0][i], products[j][i]);
+    }
+    store(sum + i * Vec<T>::kLanes, sums[0][i]);
+    store(product + i * Vec<T>::kLanes, products[0][i]);
+  }
+}
+
+// Mean of every channel of some pixels and the sum of squared differences from it.
+struct Moments {
+  double count = 0;
+  double *mean = nullptr, *squares = nullptr;
+};
+
+// T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+// variances", 1979.
+inline void merge(Moments& into, const Moments& other, int64_t channels) {
+  const double total = into.count + other.count, share = other.count / total, between = into.count * share;
+  double *mean = into.mean, *squares = into.squares;
+  const double *other_mean = other.mean, *other_squares = other.squares;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double step = other_mean[c] - mean[c];
+    mean[c] += step * share;
+    squares[c] += other_squares[c] + step * step * between;
+  }
+  into.count = total;
+}
+
+// Moments of a stream of chunks. Values are summed as differences from the mean so far: what cancels in a
+// chunk's squares is then no more than what its distance from the others adds to the variance of all.
+template <class T>
+class MomentSums {
+ public:
+  MomentSums(int64_t channels, Scratch& task) : padded_(round_up(channels, Vec<T>::kLanes)), task_(task) {
+    slot_ = task.add<T>(3 * padded_);
+  }
+
+  void begin(Moments moments, int64_t channels) {
+    moments_ = moments, channels_ = channels;
+    shift_ = task_.get<T>(slot_), sum_ = shift_ + padded_, squares_ = sum_ + padded_;
+  }
+
+  void add_rows(const T* rows, int64_t ld, int64_t count) {
+    if (moments_.count == 0) guess(rows, ld, std::min<int64_t>(count, 8));
+    sum(rows, ld, count);
+    const double n = static_cast<double>(count), inverse = 1 / n, total = moments_.count + n,
+                 share = n / total, between = moments_.count * share;
+    double *mean = moments_.mean, *squares = moments_.squares;
+    for (int64_t c = 0; c < channels_; ++c) {
+      const double from_shift = sum_[c] * inverse, step = (shift_[c] - mean[c]) + from_shift,
+                   own = squares_[c] - sum_[c] * from_shift;
+      mean[c] += step * share;
+      squares[c] += (own < 0 ? 0 : own) + step * step * between;
+      shift_[c] = static_cast<T>(mean[c]);
+    }
+    moments_.count = total;
+  }
+
+ private:
+  // The first values stand in for the mean of the first chunk.
+  void guess(const T* rows, int64_t ld, int64_t count) {
+    std::copy(rows, rows + channels_, shift_);
+    sum(rows, ld, count);
+    for (int64_t c = 0; c < channels_; ++c) {
+      shift_[c] += sum_[c] / static_cast<T>(count);
+      moments_.mean[c] = shift_[c];
+      moments_.squares[c] = 0;
+    }
+  }
+
+  void sum(const T* rows, int64_t ld, int64_t count) {
+    for_each_vector_group<T>(channels_, [&](auto vectors, auto vector, int64_t c) {
+      constexpr int kVectors = decltype(vectors)::value, kLanes = Vec<T>::kLanes;
+      Vec<T> minus[kVectors];
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i)
+        minus[i] = mul(vector.read(shift_ + c + i * kLanes), broadcast(T(-1)));
+      sum_products<kVectors>(count, sum_ + c, squares_ + c, [&](int64_t p, int i) {
+        const Vec<T> difference = add(vector.read(rows + p * ld + c + i * kLanes), minus[i]);
+        return Factors<T>{difference, difference};
+      });
+    });
+  }
+
+  int64_t padded_, channels_ = 0;
+  Scratch& task_;
+  size_t slot_;
+  Moments moments_;
+  T *shift_ = nullptr, *sum_ = nullptr, *squares_ = nullptr;
+};
+
+template <class T>
+void finish_statistics(const BatchNormStatisticsParams& b, const Moments& moments) {
+  const auto *weight = static_cast<const T*>(b.weight), *bias = static_cast<const T*>(b.bias);
+  T *mean = static_cast<T*>(b.mean), *inverse_std = static_cast<T*>(b.inverse_std),
+    *scale = static_cast<T*>(b.scale), *shift = static_cast<T*>(b.shift),
+    *running_mean = static_cast<T*>(b.running_mean), *running_var = static_cast<T*>(b.running_var);
+  const double n = moments.count, unbiased = std::max(n - 1, 1.0);
+  for (int64_t c = 0; c < b.input.c; ++c) {
+    const double exact_mean = moments.mean[c], inverse = 1 / std::sqrt(moments.squares[c] / n + b.eps);
+    mean[c] = static_cast<T>(exact_mean), inverse_std[c] = static_cast<T>(inverse);
+    scale[c] = static_cast<T>((weight == nullptr ? 1 : weight[c]) * inverse);
+    // Of the scale as rounded: the mean then becomes the bias.
+    shift[c] = static_cast<T>((bias == nullptr ? 0 : bias[c]) - exact_mean * scale[c]);
+    if (running_mean != nullptr)
+      running_mean[c] = static_cast<T>((1 - b.momentum) * running_mean[c] + b.momentum * exact_mean);
+    if (running_var != nullptr)
+      running_var[c] =
+          static_cast<T>((1 - b.momentum) * running_var[c] + b.momentum * (moments.squares[c] / unbiased));
+  }
+}
+
+// The pass starts with the last pixels, which whoever wrote the input left in the caches, and whoever reads
+// it next finds the first ones there.
+template <class S>
+void batch_norm_statistics(const BatchNormStatisticsParams& b, const Parallel& parallel) {
+  using T = Compute<S>;
+  const PixelSums sums(b.input);
+  const int64_t channels = b.input.c;
+  Scratch call(ScratchUse::kCall);
+  const size_t slot = call.add<double>(2 * sums.splits() * channels);
+  double* data = call.get<double>(slot);
+  const auto moments = [&](int64_t split, int64_t channel) {
+    double* mean = data + 2 * split * channels + channel;
+    return Moments{0, mean, mean + channels};
+  };
+  parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    PixelRows<S> rows(b.input, sums.chunk(), sums.channel_block(), task);
+    MomentSums<T> moment_sums(sums.channel_block(), task);
+    for (int64_t index = end - 1; index >= begin; --index) {
+      const PixelSums::Task t = sums.task(index);
+      moment_sums.begin(moments(t.split, t.channel), t.channels);
+      for (int64_t at = (t.count - 1) / sums.chunk() * sums.chunk(); at >= 0; at -= sums.chunk()) {
+        const int64_t count = std::min(sums.chunk(), t.count - at);
+        moment_sums.add_rows(rows.read(t.first + at, count, t.channel, t.channels), rows.ld(), count);
+      }
+    }
+  });
+  Moments all = moments(0, 0);
+  all.count = static_cast<double>(sums.split_pixels(0));
+  for (int64_t split = 1; split < sums.splits(); ++split) {
+    Moments other = moments(split, 0);
+    other.count = static_cast<double>(sums.split_pixels(split));
+    merge(all, other, channels);
+  }
+  finish_statistics<T>(b, all);
+}
+
+// body(activation as a constant)
+template <class Body>
+inline void with_activation(Activation activation, Body&& body) {
+  switch (activation) {
+    case Activation::kRelu:
+      return body(std::integral_constant<Activation, Activation::kRelu>{});
+    case Activation::kRelu6:
+      return body(std::integral_constant<Activation, Activation::kRelu6>{});
+    case Activation::kHardSwish:
+      return body(std::integral_constant<Activation, Activation::kHardSwish>{});
+    default:
+      return body(std::integral_constant<Activation, Activation::kNone>{});
+  }
+}
+
+// Few rows at a time, a group of vectors wide: their factors stay in registers, and their pages in the TLB.
+template <class T, class Body>
+inline void for_each_row_group(int64_t count, int64_t channels, Body&& body) {
+  constexpr int64_t kRows = 8;
+  for (int64_t first = 0; first < count; first += kRows)
+    for_each_vector_group<T>(channels, [&](auto vectors, auto vector, int64_t c) {
+      body(vectors, vector, c, first, std::min(count, first + kRows));
+    });
+}
+
+template <class S>
+void batch_norm(const BatchNormParams& b, const Parallel& parallel) {
+  using T = Compute<S>;
+  const PixelSums sums(b.input);
+  const auto *scale = static_cast<const T*>(b.scale), *shift = static_cast<const T*>(b.shift);
+  const bool in_place = b.output.data == b.input.data || b.output.data == b.residual.data;
+  const bool streamed = !in_place && bypasses_caches(sums.pixels() * b.output.c * sizeof(S), cache_sizes());
+  parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    const bool has_residual = b.residual.data != nullptr;
+    PixelRows<S> input(b.input, sums.chunk(), sums.channel_block(), task),
+        residual(has_residual ? b.residual : b.input, sums.chunk(), sums.channel_block(), task),
+        output(b.output, sums.chunk(), sums.channel_block(), task, streamed);
+    for (int64_t index = begin; index < end; ++index) {
+      const PixelSums::Task t = sums.task(index);
+      for (int64_t at = 0; at < t.count; at += sums.chunk()) {
+        const int64_t first = t.first + at, count = std::min(sums.chunk(), t.count - at);
+        const T* x = input.read(first, count, t.channel, t.channels);
+        const T* r = has_residual ? residual.read(first, count, t.channel, t.channels) : nullptr;
+        output.write(first, count, t.channel, t.channels, [&](T* y) {
+          with_activation(b.activation, [&](auto activation) {
+            for_each_row_group<T>(
+                count, t.channels, [&](auto vectors, auto vector, int64_t c, int64_t from, int64_t to) {
+                  constexpr int kVectors = decltype(vectors)::value, kLanes = Vec<T>::kLanes;
+                  Vec<T> a[kVectors], s[kVectors];
+#pragma GCC unroll 4
+                  for (int i = 0; i < kVectors; ++i) {
+                    a[i] = vector.read(scale + t.channel + c + i * kLanes);
+                    s[i] = vector.read(shift + t.channel + c + i * kLanes);
+                  }
+                  for (int64_t p = from; p < to; ++p) {
+#pragma GCC unroll 4
+                    for (int i = 0; i < kVectors; ++i) {
+                      Vec<T> v = fma(vector.read(x + p * input.ld() + c + i * kLanes), a[i], s[i]);
+                      if (r != nullptr) v = add(v, vector.read(r + p * residual.ld() + c + i * kLanes));
+                      vector.write(y + p * output.ld() + c + i * kLanes,
+                                   activate(v, decltype(activation)::value));
+                    }
+                  }
+                });
+          });
+        });
+      }
+    }
+  });
+}
