@@ -21,7 +21,7 @@ struct WeightedSum {
   D* output;
   int64_t output_step, count;  // outputs along the row
   int64_t channels;
-  Stage<T> stage;  // the middle stage, from this block's first channel
+  Stage<T> stage;  // the middle stage, from this block's first channel; applied while sums are registers
   int64_t output_rows = 1, output_row_step = 0;
 
   // Output row r alone.
@@ -31,16 +31,6 @@ struct WeightedSum {
     return one;
   }
 };
-
-// Sums that the store rounds pass the middle stage before it. Inlined by force: they are registers, and a
-// call would pass them through memory.
-template <class S, class D, class Vector>
-[[gnu::always_inline]] inline void write_sum(const WeightedSum<S, D>& s, Vec<Compute<S>> sum, D* to,
-                                             int64_t c, Vector vector) {
-  if constexpr (!std::is_same_v<D, Compute<S>>)
-    if (!s.stage.empty()) sum = activate(affine(sum, s.stage, c), s.stage.activation);
-  vector.write(to, sum);
-}
 
 // Any taps: kOutputs outputs of one row share each weight.
 template <int kOutputs, class S, class D, class Vector>
@@ -59,9 +49,9 @@ inline void sum_taps(const WeightedSum<S, D>& s, int64_t at, int64_t c, Vector v
       for (int u = 0; u < kOutputs; ++u) sums[u] = fma(vector.read(tap + u * s.source_step), w, sums[u]);
     }
   }
+  if (!s.stage.empty()) apply_stage<kOutputs>(s.stage, c, sums);
 #pragma GCC unroll 16
-  for (int u = 0; u < kOutputs; ++u)
-    write_sum(s, sums[u], s.output + (at + u) * s.output_step + c, c, vector);
+  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
 }
 
 // kTaps adjacent pixels and outputs one pixel apart, in one row: each pixel is loaded once and serves up to
@@ -93,9 +83,9 @@ inline void sum_sliding(const WeightedSum<S, D>& s, int64_t at, int64_t c, Vecto
 #pragma GCC unroll 16
     for (int u = 0; u < kOutputs; ++u) __builtin_prefetch(next + u * s.source_step);
   }
+  if (!s.stage.empty()) apply_stage<kOutputs>(s.stage, c, sums);
 #pragma GCC unroll 16
-  for (int u = 0; u < kOutputs; ++u)
-    write_sum(s, sums[u], s.output + (at + u) * s.output_step + c, c, vector);
+  for (int u = 0; u < kOutputs; ++u) vector.write(s.output + (at + u) * s.output_step + c, sums[u]);
 }
 
 // The same for kBlockRows rows at once: a pixel is loaded once for all the rows that it serves. Large maps
@@ -126,22 +116,14 @@ inline void sum_sliding_rows(const WeightedSum<S, D>& s, int64_t at, int64_t c, 
       }
     }
   }
+  if (!s.stage.empty())
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) apply_stage<kOutputs>(s.stage, c, sums[r]);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int u = 0; u < kOutputs; ++u)
-      write_sum(s, sums[r][u], s.output + r * s.output_row_step + (at + u) * s.output_step + c, c, vector);
-}
-
-// The middle stage, over outputs that have just been written.
-template <class S, class T>
-inline void apply_stage(const WeightedSum<S, T>& s, int64_t at, int64_t outputs) {
-  for (int64_t r = 0; r < s.output_rows; ++r)
-    for (int64_t u = at; u < at + outputs; ++u)
-      for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
-        T* value = s.output + r * s.output_row_step + u * s.output_step + c;
-        vector.write(value, activate(affine(vector.read(value), s.stage, c), s.stage.activation));
-      });
+      vector.write(s.output + r * s.output_row_step + (at + u) * s.output_step + c, sums[r][u]);
 }
 
 // Blocks of outputs along the row, all channels of a block before the next one: the sources are then read in
@@ -152,8 +134,6 @@ inline void for_each_block(const WeightedSum<S, D>& s, Sum&& sum) {
   using T = Compute<S>;
   const auto block = [&](auto outputs, int64_t at) {
     for_each_vector<T>(s.channels, [&](auto vector, int64_t c) { sum(outputs, at, c, vector); });
-    if constexpr (std::is_same_v<D, T>)
-      if (!s.stage.empty()) apply_stage(s, at, outputs);
   };
   int64_t at = 0;
   for (; at + kMost <= s.count; at += kMost) block(std::integral_constant<int, kMost>{}, at);

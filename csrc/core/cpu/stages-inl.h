@@ -48,6 +48,35 @@ inline Vec<T> activate_backward(Vec<T> g, Vec<T> x, Activation activation) {
   return keep_above(above_zero, mul(x, broadcast(T(-1))), T(-6));
 }
 
+// The whole stage on kCount vectors of the same channels. Inlined by force: they are registers, and a call
+// would pass them through memory.
+template <int kCount, class T>
+[[gnu::always_inline]] inline void apply_stage(const Stage<T>& stage, int64_t c, Vec<T>* values) {
+  const auto each = [&](auto&& change) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) values[i] = change(values[i]);
+  };
+  const Vec<T> shift = stage.shift != nullptr ? load(stage.shift + c) : zero<T>();
+  if (stage.scale != nullptr) {
+    const Vec<T> scale = load(stage.scale + c);
+    each([&](Vec<T> x) __attribute__((always_inline)) { return fma(x, scale, shift); });
+  } else if (stage.shift != nullptr) {
+    each([&](Vec<T> x) __attribute__((always_inline)) { return add(x, shift); });
+  }
+  switch (stage.activation) {
+    case Activation::kNone:
+      return;
+    case Activation::kHardSwish:
+      return each([](Vec<T> x)
+                      __attribute__((always_inline)) { return activate(x, Activation::kHardSwish); });
+    default: {
+      const Vec<T> high =
+          broadcast(stage.activation == Activation::kRelu6 ? T(6) : std::numeric_limits<T>::infinity());
+      each([&](Vec<T> x) __attribute__((always_inline)) { return min(high, max(zero<T>(), x)); });
+    }
+  }
+}
+
 // A stage's vectors converted into scratch: sizes first, then the copy.
 template <class S>
 class StageVectors {
