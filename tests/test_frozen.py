@@ -86,6 +86,8 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"in_channels": 3, "out_channels": 5, "dilation": (2, 2), "padding": (2, 2), "biases": ()},
     {"in_channels": 300, "out_channels": 520, "output_size": (2, 2), "batch": 1},  # few pixels
     {"in_channels": 1, "out_channels": 1, "kernel": (1, 1), "padding": (0, 0), "biases": ("pointwise_bias",)},
+    {"in_channels": 20, "out_channels": 70, "output_size": (3, 18)},  # wide enough for NCHW in its own order
+    {"in_channels": 6, "out_channels": 99, "depth_multiplier": 2, "stride": (1, 2), "output_size": (3, 33)},
 )
 
 

@@ -136,13 +136,15 @@ PixelSumPlan plan_pixel_sums(int64_t pixels, int64_t channels) {
 
 bool takes_nchw(const SeparableConv2dParams& p) {
   // Narrow rows leave most of a vector empty, more so where a stride takes them apart first, and large
-  // windows share no loads: transposing squares takes less time there.
-  constexpr int64_t kNarrow = 8, kNarrowStrided = 32, kManyTaps = 25;
+  // windows share no loads: transposing squares takes less time there, the more so when no weights are packed
+  // for it.
+  constexpr int64_t kNarrow = 14, kNarrowPacked = 16, kNarrowStrided = 32, kManyTaps = 25;
   const Window& window = p.window;
   const Image& residual = p.epilogue.residual;
-  return p.packed_weights == nullptr &&  // they are in the other path's order
-         p.output.w >= (window.stride[1] == 1 ? kNarrow : kNarrowStrided) &&
-         window.kernel[0] * window.kernel[1] <= kManyTaps && p.input.stride_w == 1 &&
+  const int64_t narrow = window.stride[1] > 1          ? kNarrowStrided
+                         : p.packed_weights != nullptr ? kNarrowPacked
+                                                       : kNarrow;
+  return p.output.w >= narrow && window.kernel[0] * window.kernel[1] <= kManyTaps && p.input.stride_w == 1 &&
          p.output.stride_w == 1 && (residual.data == nullptr || residual.stride_w == 1) &&
          p.prologue.row_average_stride == 0;
 }

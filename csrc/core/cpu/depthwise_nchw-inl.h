@@ -3,6 +3,9 @@
 // prologue need no code of their own in the sums. The order of additions of one output is that of
 // depthwise-inl.h.
 
+template <class S>
+struct PackedLayout;  // separable_conv2d-inl.h
+
 // One value of a stage for all lanes.
 template <class T>
 struct ScalarStage {
@@ -129,7 +132,8 @@ class ChannelDepthwise {
     size_ = ((rows - 1) * v.stride[0] + (v.kernel[0] - 1) * v.dilation[0] + 1) * columns_.pitch;
     rows_slot_ = task.add<T>(size_);
     row_slot_ = task.add<T>(columns_.stride == 1 ? 0 : columns_.values);
-    weights_slot_ = task.add<T>(std::is_same_v<S, T> ? 0 : v.kernel[0] * v.kernel[1]);
+    weights_slot_ =
+        task.add<T>(std::is_same_v<S, T> && p.packed_weights == nullptr ? 0 : v.kernel[0] * v.kernel[1]);
     for (int64_t t = 0; t < v.kernel[1]; ++t) taps_.push_back(columns_.at(t * v.dilation[1]));
   }
   // Once the scratch has its size: the padding stays zero from here on.
@@ -142,22 +146,32 @@ class ChannelDepthwise {
   // rows `to_step` apart.
   void run(int64_t c, int64_t first, int64_t count, T* to, int64_t to_step) {
     const Image& out = p_.output;
-    const int64_t m = p_.depth_multiplier, taps = p_.window.kernel[0] * p_.window.kernel[1];
+    const int64_t m = p_.depth_multiplier;
     for (int64_t done = 0; done < count;) {
       const int64_t pixel = first + done, n = pixel / (out.h * out.w), at = pixel % (out.h * out.w),
                     length = std::min(count - done, out.h * out.w - at);
       load_rows(c, n, at / out.w, (at + length - 1) / out.w);
       if (c + kChannelsAhead < p_.input.c) prefetch(c + kChannelsAhead, first + done, length);
       for (int64_t i = 0; i < m; ++i) {
-        const T* weights = compute_values(static_cast<const S*>(p_.depthwise_weight) + (c * m + i) * taps,
-                                          taps, task_.template get<T>(weights_slot_));
-        sum(weights, ScalarStage<T>(middle_, c * m + i), at % out.w, length, to + i * to_step + done);
+        sum(weights_of(c * m + i), ScalarStage<T>(middle_, c * m + i), at % out.w, length,
+            to + i * to_step + done);
       }
       done += length;
     }
   }
 
  private:
+  // The taps of a depthwise channel, which packed weights have in other channels' company.
+  const T* weights_of(int64_t channel) const {
+    const int64_t taps = p_.window.kernel[0] * p_.window.kernel[1];
+    T* own = task_.template get<T>(weights_slot_);
+    if (p_.packed_weights == nullptr)
+      return compute_values(static_cast<const S*>(p_.depthwise_weight) + channel * taps, taps, own);
+    const T* packed = static_cast<const T*>(p_.packed_weights) + channel;
+    const int64_t ld = PackedLayout<S>(p_).ld;
+    for (int64_t t = 0; t < taps; ++t) own[t] = packed[t * ld];
+    return own;
+  }
   // Asks for the rows of channel c under pixels [first, first + count) of one image: short runs in as many
   // pages as there are channels, which the hardware does not follow.
   void prefetch(int64_t c, int64_t first, int64_t count) const {

@@ -76,35 +76,63 @@ template <class S>
 class ChannelRows {
  public:
   using T = Compute<S>;
-  static constexpr int64_t kColumns = kTileColumns<T>, kRows = kNchwRows<T>;
+  static constexpr int64_t kColumns = kTileColumns<T>, kRows = kNchwRows<T>, kPackedRows = 2 * kRows;
 
   ChannelRows(const SeparableConv2dParams& p, const Stage<T>& epilogue, Scratch& task)
       : weights_(static_cast<const S*>(p.pointwise_weight)),
         depth_(p.input.c * p.depth_multiplier),
-        output_(p, epilogue, kRows, task),
+        packed_(PackedLayout<S>(p).weights()),
+        output_(p, epilogue, kPackedRows, task),
         task_(task),
-        buffer_slot_(task.add<T>(std::is_same_v<S, T> ? 0 : kRows * depth_)),
-        stream_(p.output.c * depth_ * int64_t{sizeof(S)} > cache_sizes().l2 / 4) {}
+        buffer_slot_(task.add<T>(std::is_same_v<S, T> || p.packed_weights != nullptr ? 0 : kRows * depth_)),
+        stream_(p.output.c * depth_ * int64_t{sizeof(S)} > cache_sizes().l2 / 4) {
+    if (p.packed_weights != nullptr)
+      packed_.data = static_cast<const T*>(p.packed_weights) + PackedLayout<S>(p).pointwise;
+  }
 
-  // Output channels [c0, c1) of pixels [first, first + count) from panel[depth][ld].
+  // Output channels [c0, c1) of pixels [first, first + count) from panel[depth][ld]. All pixels of the tile
+  // pass under some rows of weights while the next rows come into L2.
   void multiply(const T* panel, int64_t ld, int64_t first, int64_t count, int64_t c0, int64_t c1) {
+    packed_.data != nullptr ? multiply_packed(panel, ld, first, count, c0, c1)
+                            : multiply_plain(panel, ld, first, count, c0, c1);
+  }
+
+ private:
+  void multiply_plain(const T* panel, int64_t ld, int64_t first, int64_t count, int64_t c0, int64_t c1) {
     for (int64_t c = c0; c < c1; c += kRows) {
       const int64_t rows = std::min(kRows, c1 - c), next = std::min(kRows, c1 - c - rows);
       const T* weights =
           compute_values(weights_ + c * depth_, rows * depth_, task_.template get<T>(buffer_slot_));
-      // All pixels of the tile pass under these rows of weights while the next rows come into L2.
       Ahead ahead;
       if (stream_) ahead = {weights_ + (c + rows) * depth_, next * depth_ * int64_t{sizeof(S)}};
-      for (int64_t x = 0; x < count; x += kColumns)
-        output_.write(c, rows, first + x, std::min(kColumns, count - x), [&](const TileOutput<T>& out) {
-          sepconv::multiply<false>(Panel<T>{weights, depth_, 1}, rows, panel + x, ld, depth_, out, ahead);
-        });
+      multiply_rows<false>(Panel<T>{weights, depth_, 1}, c, rows, panel, ld, first, count, ahead);
     }
   }
+  // A packed panel read sideways is rows of weights too.
+  void multiply_packed(const T* panel, int64_t ld, int64_t first, int64_t count, int64_t c0, int64_t c1) {
+    for (int64_t c = c0; c < c1;) {
+      const int64_t j = c / kColumns, in_panel = c % kColumns, width = packed_.width(j),
+                    rows = std::min({kPackedRows, kColumns - in_panel, c1 - c});
+      Ahead ahead;
+      if (stream_ && c + rows < c1 && in_panel + rows == kColumns)
+        ahead = {packed_.panel(j + 1), depth_ * packed_.width(j + 1) * int64_t{sizeof(T)}};
+      multiply_rows<true>(Panel<T>{packed_.panel(j) + in_panel, 1, width}, c, rows, panel, ld, first, count,
+                          ahead);
+      c += rows;
+    }
+  }
+  template <bool kTransposed>
+  void multiply_rows(const Panel<T>& weights, int64_t c, int64_t rows, const T* panel, int64_t ld,
+                     int64_t first, int64_t count, Ahead& ahead) {
+    for (int64_t x = 0; x < count; x += kColumns)
+      output_.write(c, rows, first + x, std::min(kColumns, count - x), [&](const TileOutput<T>& out) {
+        sepconv::multiply<kTransposed>(weights, rows, panel + x, ld, depth_, out, ahead);
+      });
+  }
 
- private:
   const S* weights_;
   int64_t depth_;
+  PackedWeights<T> packed_;  // data: null where weights are as they lie
   ChannelOutput<S> output_;
   Scratch& task_;
   size_t buffer_slot_;
