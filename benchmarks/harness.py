@@ -108,9 +108,15 @@ def _sample(run: Callable[[], object], calls: int) -> float:
 
 
 def interleave(
-    contestants: dict[str, Callable[[], object]], rounds: int, sample_ms: float
+    contestants: dict[str, Callable[[], object]],
+    rounds: int,
+    sample_ms: float,
+    each_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; a sample repeats the call to last about `sample_ms`."""
+    """Seconds of each contestant in each round; a sample repeats the call to last about `sample_ms`.
+
+    `each_round` is called once a round, between two contestants.
+    """
     names = list(contestants)
     calls = {name: max(1, round(sample_ms / 1e3 / _sample(contestants[name], 1))) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -118,6 +124,7 @@ def interleave(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(_sample(contestants[name], calls[name]))
+        each_round()
     return seconds
 
 

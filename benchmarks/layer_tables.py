@@ -12,6 +12,8 @@ Run = dict[str, Any]
 Row = dict[str, Any]
 
 STOCK = ("stock-nhwc", "stock-nchw", "compile")
+# A layer's arithmetic at the rate that FMAs from registers had in the same rounds: what the machine gave.
+PACE = "fma"
 # A layer counts as behind a peer below this share of the peer's speed: less is noise.
 BEHIND = 0.97
 
@@ -54,7 +56,7 @@ class Rival:
 
 
 def is_peer(name: str) -> bool:
-    return not name.startswith("sepconv")
+    return not name.startswith("sepconv") and name != PACE
 
 
 def fastest(row: Row, names: Iterable[str]) -> Rival | None:
@@ -93,12 +95,13 @@ def worst(run: Run) -> str:
 
 
 def shares(run: Run, row: Row) -> list[str]:
-    """The baseline's share of the FMA peak, and of the limit."""
+    """The baseline's share of the FMA rate of the same rounds, of the FMA peak, and of the limit."""
     name = run["baseline"]
     if name not in row["contestants"]:
-        return ["-", "-"]
+        return ["-", "-", "-"]
     peak, limit = gflops(row, name) / run["probe"]["gflops"], limit_ms(run, row) / median_ms(row, name)
-    return [f"{peak:.0%}", f"{limit:.0%}"]
+    pace = row["contestants"].get(PACE)
+    return [f"{pace['ratio']['median']:.0%}" if pace else "-", f"{peak:.0%}", f"{limit:.0%}"]
 
 
 def total(run: Run) -> Row:
@@ -128,7 +131,7 @@ def table(run: Run) -> str:
         return [row["name"] + repeated + unsteady, *times, *shares(run, row)]
 
     rows = [cells(row) for row in [*run["rows"], total(run)]]
-    return harness.table(["layer, ms", *names, "of FMA peak", "of limit"], rows)
+    return harness.table(["layer, ms", *names, "of FMA rate", "of FMA peak", "of limit"], rows)
 
 
 def summary(run: Run) -> list[str]:
@@ -136,10 +139,14 @@ def summary(run: Run) -> list[str]:
     row, ours = total(run), run["baseline"]
     if ours not in row["contestants"]:
         return []
-    peak, limit = shares(run, row)
+    pace, peak, limit = shares(run, row)
     stock, peer = best_stock(row), best_peer(row)
     against = [f"{what} {rival}" for what, rival in (("best stock", stock), ("best peer", peer)) if rival]
-    lines = [", ".join([f"{row['name']}: {peak} of the FMA peak, {limit} of the limit", *against])]
+    lines = [
+        ", ".join(
+            [f"{row['name']}: {pace} of the FMA rate, {peak} of its peak, {limit} of the limit", *against]
+        )
+    ]
     if peer:
         lines.append(f"behind the best peer (below {BEHIND}x) on {behind(run)} layers, worst {worst(run)}")
     if f"{ours}-nchw" in row["contestants"]:

@@ -13,6 +13,7 @@ over sepconv's.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -71,20 +72,28 @@ def measure_layer(
         else:
             runs[name] = contestant.run
     del exact, bounds
+    isa, paces = harness.cpu_capability(), []
+
+    def pace() -> None:
+        time.sleep(harness.SETTLE_SECONDS)
+        paces.append(probe.fma_peak(threads, isa, seconds=sample_ms / 1e3).sustained)
+
     seconds, rates = harness.steadily(
-        lambda: harness.interleave(runs, rounds, sample_ms), threads, isa=harness.cpu_capability()
+        lambda: harness.interleave(runs, rounds, sample_ms, each_round=pace), threads, isa=isa
     )
+    # The gradients of input and of weights cost one forward pass each; recomputation does not count.
+    flops = layer.flops(batch) * (3 if backward else 1)
+    seconds[layer_tables.PACE] = [flops / rate / 1e9 for rate in paces[-rounds:]]
     results = harness.compare(seconds, baseline(frozen))
     row = {
         "name": layer.name,
         "geometry": list(layer.geometry),
         "stages": str(layer.stages),
         "count": layer.count,
-        # The gradients of input and of weights cost one forward pass each; recomputation does not count.
-        "flops": layer.flops(batch) * (3 if backward else 1),
+        "flops": flops,
         "bytes": layer.elements(batch) * dtype.itemsize * (3 if backward else 1),
         "probe": rates,
-        "contestants": {name: result | {"error": errors[name]} for name, result in results.items()},
+        "contestants": {name: result | {"error": errors.get(name)} for name, result in results.items()},
         "missing": missing,
     }
     return row, seconds

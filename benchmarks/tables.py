@@ -97,7 +97,7 @@ def _networks(runs: Runs) -> str:
                 layer_tables.worst(run),
             ]
         )
-    ends = ["of FMA peak", "of limit", f"below {layer_tables.BEHIND}x", "worst layer"]
+    ends = ["of FMA rate", "of FMA peak", "of limit", f"below {layer_tables.BEHIND}x", "worst layer"]
     table = harness.table(["sum of layers, ms", *names, *ends], rows)
     return f"{table}\n\n{_footer(*runs.values())}"
 

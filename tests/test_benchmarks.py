@@ -337,7 +337,7 @@ def test_layers_writes_times_of_every_contestant(tmp_path, backward, dtype):
     assert [row["name"] for row in run["rows"]] == ["small", "odd.3x3", "odd.5x5"]
     for row in run["rows"]:
         assert row["stages"] == "none | none | none", "plain runs have no stages"
-        assert row["contestants"].keys() | row["missing"].keys() == set(names)
+        assert row["contestants"].keys() | row["missing"].keys() == {*names, "fma"}
         assert row["contestants"].keys() >= {"sepconv", "stock-nhwc", "stock-nchw"}
         for result in row["contestants"].values():
             assert 0 < result["ms"]["low"] <= result["ms"]["median"] <= result["ms"]["high"]
@@ -498,14 +498,14 @@ def made_up_run(**ms: float) -> dict:
 
 def test_shares_and_rivals_are_what_the_times_say():
     layer_tables = importlib.import_module("layer_tables")
-    run = made_up_run(sepconv=20.0, stock_nhwc=19.0, stock_nchw=40.0, onnxruntime=10.0)
+    run = made_up_run(sepconv=20.0, stock_nhwc=19.0, stock_nchw=40.0, onnxruntime=10.0, fma=12.0)
     (row,) = run["rows"]
     assert layer_tables.limit_ms(run, row) == 10.0  # 1 GFLOP at 100 GFLOP/s; the bytes take 0.1 ms
-    assert layer_tables.shares(run, row) == ["50%", "50%"]
-    assert layer_tables.shares(run, layer_tables.total(run)) == ["50%", "50%"]
+    assert layer_tables.shares(run, row) == ["60%", "50%", "50%"]
+    assert layer_tables.shares(run, layer_tables.total(run)) == ["60%", "50%", "50%"]
     row["bytes"] = 15 * 10**7
     assert layer_tables.limit_ms(run, row) == 15.0
-    assert layer_tables.shares(run, row) == ["50%", "75%"]
+    assert layer_tables.shares(run, row) == ["60%", "50%", "75%"]
     assert str(layer_tables.best_stock(row)) == "0.95x stock-nhwc"
     assert str(layer_tables.best_peer(row)) == "0.50x onnxruntime"
     assert layer_tables.behind(run) == "1 of 1"
