@@ -57,10 +57,30 @@ bool plain(const ChannelStage& stage) {
   return stage.scale == nullptr && stage.activation == Activation::kNone;
 }
 
+bool empty(const ChannelStage& stage) {
+  return plain(stage) && stage.shift == nullptr;
+}
+bool empty(const Epilogue& epilogue) {
+  return empty(static_cast<const ChannelStage&>(epilogue)) && epilogue.residual.data == nullptr;
+}
+
+void require(const char* op, bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(std::string(op) + ": " + what);
+}
 void require_plain(const char* op, bool holds) {
-  if (!holds)
-    throw std::runtime_error(std::string(op) +
-                             ": the backward takes biases only, no scales, activations or residuals");
+  require(op, holds,
+          "the backward takes biases and a prologue only, no other scales, activations or residuals");
+}
+
+// Whether what follows from a missing weight holds.
+void require_consistent(const char* op, const SeparableConv2dParams& p) {
+  const Window& v = p.window;
+  require(op,
+          p.has_depthwise() || (v.kernel[0] * v.kernel[1] == 1 && v.padding[0] == 0 && v.padding[1] == 0 &&
+                                p.depth_multiplier == 1),
+          "without a depthwise the window is 1x1, the padding 0 and the depth multiplier 1");
+  require(op, p.has_pointwise() || (p.output.c == p.input.c * p.depth_multiplier && empty(p.epilogue)),
+          "without a pointwise the output has the depthwise channels, and no epilogue");
 }
 
 }  // namespace
@@ -83,6 +103,7 @@ const Kernels& current_kernels() {
 }
 
 void separable_conv2d(const SeparableConv2dParams& params, const Parallel& parallel) {
+  require_consistent("separable_conv2d", params);
   if (empty(params.output)) return;
   current_kernels().separable_conv2d[index(params.dtype)](canonical(params), parallel);
 }
@@ -96,11 +117,20 @@ void pack_separable_conv2d(const SeparableConv2dParams& params, void* packed) {
 }
 
 void separable_conv2d_backward(const SeparableConv2dBackwardParams& params, const Parallel& parallel) {
+  const char* op = "separable_conv2d_backward";
   const SeparableConv2dParams& forward = params.forward;
-  require_plain("separable_conv2d_backward", plain(forward.prologue) && forward.prologue.shift == nullptr &&
-                                                 forward.prologue.row_average_stride == 0 &&
-                                                 plain(forward.middle) && plain(forward.epilogue) &&
-                                                 forward.epilogue.residual.data == nullptr);
+  const Prologue& prologue = forward.prologue;
+  require_consistent(op, forward);
+  require(op, prologue.row_average_stride == 0 && prologue.activation != Activation::kHardSwish,
+          "the backward takes a prologue without row average, and of activations ReLU and ReLU6");
+  require_plain(
+      op, plain(forward.middle) && plain(forward.epilogue) && forward.epilogue.residual.data == nullptr);
+  require(op, forward.has_depthwise() || params.grad_depthwise_weight == nullptr,
+          "no gradient of a depthwise weight that is not there");
+  require(op,
+          forward.has_pointwise() ||
+              (params.grad_pointwise_weight == nullptr && params.grad_pointwise_bias == nullptr),
+          "no gradient of a pointwise weight or bias that is not there");
   if (empty(forward.output)) {
     const int64_t depth = forward.input.c * forward.depth_multiplier;
     clear(params.grad_depthwise_weight, depth * forward.window.kernel[0] * forward.window.kernel[1],
@@ -132,8 +162,7 @@ void row_average_conv2d(const RowAverageConv2dParams& params, const Parallel& pa
 
 void row_average_conv2d_backward(const RowAverageConv2dBackwardParams& params, const Parallel& parallel) {
   const RowAverageConv2dParams& forward = params.forward;
-  require_plain("row_average_conv2d_backward", plain(forward.prologue) && forward.prologue.shift == nullptr &&
-                                                   plain(forward.epilogue) &&
+  require_plain("row_average_conv2d_backward", empty(forward.prologue) && plain(forward.epilogue) &&
                                                    forward.epilogue.residual.data == nullptr);
   if (empty(forward.output)) {
     clear(params.grad_weight,

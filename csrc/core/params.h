@@ -18,11 +18,13 @@ struct Image {
 enum class Activation : int { kNone, kRelu, kRelu6, kHardSwish };
 
 // y = activation(scale[channel] * x + shift[channel]); a null scale is 1, a null shift is 0.
-// Vectors have the tensors' dtype. Batch norm folds into scale and shift; a bias is a shift.
+// Batch norm folds into scale and shift; a bias is a shift.
 struct ChannelStage {
   const void* scale = nullptr;
   const void* shift = nullptr;
   Activation activation = Activation::kNone;
+  bool wide =
+      false;  // vectors of the compute type (float, or double for float64), else of the tensors' dtype
 };
 
 // Applied to each input element when its row is loaded: the row average first, then the affine and the
@@ -55,7 +57,11 @@ inline int64_t row_average_size(int64_t rows, int64_t row_stride) {
 }
 
 // depthwise_weight: (c * depth_multiplier, 1, kh, kw), pointwise_weight: (c_out, c * depth_multiplier),
-// contiguous.
+// contiguous. Either may be null, unless both come packed:
+//   no depthwise weight: a 1x1 window without padding, the pointwise convolution alone with the window's
+//     stride; depth_multiplier 1;
+//   no pointwise weight: the output is the middle's, with c * depth_multiplier channels, and the epilogue is
+//     empty.
 struct SeparableConv2dParams {
   DType dtype = DType::kFloat32;
   Window window;
@@ -69,9 +75,15 @@ struct SeparableConv2dParams {
   ChannelStage middle;  // its shift is the depthwise bias
   Epilogue epilogue;    // its shift is the pointwise bias
   Image output;
+
+  bool has_depthwise() const { return depthwise_weight != nullptr || packed_weights != nullptr; }
+  bool has_pointwise() const { return pointwise_weight != nullptr || packed_weights != nullptr; }
 };
 
-// Null gradient pointers are not computed. The plain stages only: middle.shift and epilogue.shift.
+// Null gradient pointers are not computed. Of the stages it takes middle.shift, epilogue.shift and a prologue
+// without row average whose activation is none, ReLU or ReLU6. grad_input is the gradient of the affine part
+// of the prologue: what reaches the activation's output times the activation's derivative (0 at its kinks, 1
+// at NaN), not yet times the prologue's scale.
 struct SeparableConv2dBackwardParams {
   SeparableConv2dParams forward;  // `output` carries the shape and strides of grad_output, and its data
   Image grad_input;

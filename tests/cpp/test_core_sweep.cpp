@@ -10,6 +10,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -57,7 +59,7 @@ double get(const void* data, int64_t at, DType dtype) {
   }
 }
 
-// Of numbers that every dtype holds exactly: multiples of 1/8 up to 2.
+// Of numbers that every dtype holds exactly: multiples of 1/8 up to 8, infinities and NaN.
 void put(void* data, int64_t at, DType dtype, double value) {
   const float narrow = static_cast<float>(value);
   switch (dtype) {
@@ -72,7 +74,10 @@ void put(void* data, int64_t at, DType dtype, double value) {
       break;
     default: {
       const uint32_t bits = std::bit_cast<uint32_t>(narrow);
-      const uint32_t magnitude = narrow == 0 ? 0 : ((bits >> 13 & 0x3ffff) - (112u << 10));
+      const uint32_t magnitude = std::isnan(narrow)   ? 0x7e00
+                                 : std::isinf(narrow) ? 0x7c00
+                                 : narrow == 0        ? 0
+                                                      : ((bits >> 13 & 0x3ffff) - (112u << 10));
       static_cast<uint16_t*>(data)[at] = static_cast<uint16_t>((bits >> 16 & 0x8000) | magnitude);
     }
   }
@@ -96,6 +101,10 @@ class Buffer {
     return buffer;
   }
   void* data() { return data_.get() + kMargin; }
+  Buffer unwritten() const { return Buffer(count_, dtype_); }
+  bool same_bits(const Buffer& other) const {
+    return std::memcmp(data_.get() + kMargin, other.data_.get() + kMargin, bytes_) == 0;
+  }
   double operator[](int64_t at) const { return get(data_.get() + kMargin, at, dtype_); }
   int64_t size() const { return count_; }
   bool margin_is_intact() const {
@@ -176,16 +185,35 @@ double activation(double x, Activation kind) {
 struct Stage {
   Buffer scale, shift;
   Activation kind = Activation::kNone;
+  bool wide = false;
 
   static Stage random(int64_t channels, DType dtype, bool affine) {
     Stage stage;
-    if (affine && chance(0.5)) stage.scale = Buffer::random(channels, dtype);
-    if (chance(0.5)) stage.shift = Buffer::random(channels, dtype);
+    stage.wide = chance(0.3);
+    const DType type = !stage.wide ? dtype : dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+    if (affine && chance(0.5)) stage.scale = Buffer::random(channels, type);
+    if (chance(0.5)) stage.shift = Buffer::random(channels, type);
     if (affine) stage.kind = static_cast<Activation>(pick(0, 3));
     return stage;
   }
+  // One that the backward takes; shifts up to 7, so that ReLU6 clamps on both sides.
+  static Stage differentiable(int64_t channels, DType dtype) {
+    Stage stage = random(channels, dtype, true);
+    stage.kind = static_cast<Activation>(pick(0, 2));
+    if (stage.kind == Activation::kRelu6 && stage.shift.size())
+      for (int64_t c = 0; c < channels; ++c)
+        if (chance(0.5))
+          put(stage.shift.data(), c, stage.wide && dtype != DType::kFloat64 ? DType::kFloat32 : dtype,
+              stage.shift[c] + 6);
+    return stage;
+  }
   ChannelStage params() {
-    return {scale.size() ? scale.data() : nullptr, shift.size() ? shift.data() : nullptr, kind};
+    return {scale.size() ? scale.data() : nullptr, shift.size() ? shift.data() : nullptr, kind, wide};
+  }
+  // The derivative of the activation at affine(x).
+  double slope(double x, int64_t c) const {
+    const double at = affine(x, c, false);
+    return kind == Activation::kNone ? 1 : at > 0 && (kind == Activation::kRelu || at < 6);
   }
   double affine(double x, int64_t c, bool magnitude) const {
     const double a = scale.size() ? scale[c] : 1, b = shift.size() ? shift[c] : 0;
@@ -297,7 +325,8 @@ void require_near(const char* what, int64_t at, double actual, double expected, 
   const double compute = dtype == DType::kFloat64 ? 0x1p-52 : 0x1p-23;
   // Hard-swish has a slope of up to 1.5, and stages multiply errors: hence 16 and not 4.
   const double bound = 16 * compute * magnitude + (rounded ? 1.5 * unit(dtype) / 2 * magnitude : 0) +
-                       (compute < unit(dtype) ? unit(dtype) * std::abs(expected) : 0) + 1e-7 * unit(dtype);
+                       (compute < unit(dtype) ? unit(dtype) * std::abs(expected) : 0) + 1e-7 * unit(dtype) +
+                       (dtype == DType::kFloat16 ? 0x1p-25 : 0);  // half of its smallest number
   if (std::abs(actual - expected) <= bound) return;
   std::printf("%s\n  %s, element %ld: got %.9g, expected %.9g, bound %.3g\n", context.c_str(), what,
               static_cast<long>(at), actual, expected, bound);
@@ -336,6 +365,10 @@ void require_near(const char* what, const Buffer& actual, const std::vector<doub
   require(actual.margin_is_intact(), what, "written outside of the tensor");
 }
 
+void require_same_bits(const char* what, const Buffer& first, const Buffer& second) {
+  require(first.same_bits(second), what, "other bits with another number of threads");
+}
+
 // --- Cases -----------------------------------------------------------------------------------------------
 
 // Threads of their own, one for each part of the range: what a sanitizer can see race.
@@ -352,11 +385,13 @@ Parallel threads() {
 }
 
 Parallel random_parallel() {
-  switch (pick(0, 3)) {
+  switch (pick(0, 4)) {
     case 0:
       return threads<2>();
     case 1:
       return threads<3>();
+    case 2:
+      return threads<4>();
     default:
       return {};
   }
@@ -366,19 +401,29 @@ int64_t random_channels() {
   return chance(0.1) ? pick(60, 140) : chance(0.5) ? pick(1, 9) : pick(10, 40);
 }
 
+// The call that gave `first` once more, with another number of threads, into a tensor of the same layout.
+template <class Call>
+void require_same_bits(const char* what, const Tensor& first, Call&& call) {
+  const Parallel others[] = {{}, threads<2>(), threads<3>(), threads<4>()};
+  Tensor again{first.image, first.buffer.unwritten()};
+  again.image.data = again.buffer.data();
+  call(again, others[pick(0, 3)]);
+  require_same_bits(what, first.buffer, again.buffer);
+}
+
 struct Geometry {
   Window window;
   int64_t in_h, in_w;
 };
 
-// Of an input with in_h rows after `row_stride` (0: no average).
-Geometry random_geometry(int64_t row_stride) {
+// Of an input with in_h rows after `row_stride` (0: no average). A window of one tap has no padding.
+Geometry random_geometry(int64_t row_stride, int64_t most_taps = 7) {
   while (true) {
     Geometry g{{}, pick(1, 14), chance(0.1) ? pick(30, 150) : pick(1, 20)};
     for (int axis = 0; axis < 2; ++axis) {
-      g.window.kernel[axis] = chance(0.3) ? 3 : pick(1, 7);
+      g.window.kernel[axis] = most_taps >= 3 && chance(0.3) ? 3 : pick(1, most_taps);
       g.window.stride[axis] = chance(0.5) ? 1 : pick(1, 4);
-      g.window.padding[axis] = chance(0.5) ? g.window.kernel[axis] / 2 : pick(0, 5);
+      g.window.padding[axis] = chance(0.5) ? g.window.kernel[axis] / 2 : most_taps == 1 ? 0 : pick(0, 5);
       g.window.dilation[axis] = chance(0.6) ? 1 : pick(1, 4);
     }
     const int64_t rows = row_stride == 0 ? g.in_h : row_average_size(g.in_h, row_stride);
@@ -406,138 +451,233 @@ void describe(const char* op, DType dtype, const Image& x, const Image& y, const
   context = text;
 }
 
-void sweep_separable_conv2d(DType dtype) {
-  const bool backward = chance(0.5);
-  const int64_t row_stride = !backward && chance(0.3) ? pick(1, 3) : 0;
-  const Geometry g = random_geometry(row_stride);
-  const int64_t n = pick(0, 12) == 0 ? 0 : pick(1, 4), channels = random_channels(), out = random_channels(),
-                m = chance(0.6) ? 1 : pick(2, 4), depth = channels * m;
-  const Window& v = g.window;
-  const int64_t taps = v.kernel[0] * v.kernel[1],
-                rows = row_stride == 0 ? g.in_h : row_average_size(g.in_h, row_stride),
-                out_h = output_size(rows, v, 0), out_w = output_size(g.in_w, v, 1);
-  Tensor x = make({n, channels, g.in_h, g.in_w}, dtype, true),
-         y = make({n, out, out_h, out_w}, dtype, backward);
-  Buffer dw = Buffer::random(depth * taps, dtype), pw = Buffer::random(out * depth, dtype);
-  Stage prologue = backward ? Stage{} : Stage::random(channels, dtype, true);
-  Stage middle = Stage::random(depth, dtype, !backward), epilogue = Stage::random(out, dtype, !backward);
-  Tensor residual = make({n, out, out_h, out_w}, dtype, true);
-  const bool has_residual = !backward && chance(0.4);
-  const Parallel parallel = random_parallel();
-  describe(backward ? "separable_conv2d_backward" : "separable_conv2d", dtype, x.image, y.image, v, m,
-           row_stride, parallel);
+// Both convolutions, or one of them alone.
+struct SeparableCase {
+  DType dtype;
+  bool has_depthwise, has_pointwise;
+  int64_t row_stride;
+  Geometry g;
+  int64_t n, channels, m, depth, out, taps, rows, out_h, out_w;
+  Tensor x;
+  Buffer dw, pw;
+  Stage prologue, middle, epilogue;
 
-  SeparableConv2dParams p;
-  p.dtype = dtype, p.window = v, p.depth_multiplier = m, p.input = x.image, p.output = y.image;
-  p.depthwise_weight = dw.data(), p.pointwise_weight = pw.data();
-  static_cast<ChannelStage&>(p.prologue) = prologue.params();
-  p.prologue.row_average_stride = row_stride;
-  p.middle = middle.params();
-  static_cast<ChannelStage&>(p.epilogue) = epilogue.params();
-  if (has_residual) p.epilogue.residual = residual.image;
+  SeparableCase(DType type, bool backward) : dtype(type) {
+    has_depthwise = chance(0.8), has_pointwise = !has_depthwise || chance(0.8);
+    row_stride = !backward && chance(0.3) ? pick(1, 3) : 0;
+    g = random_geometry(row_stride, has_depthwise ? 7 : 1);
+    n = pick(0, 12) == 0 ? 0 : chance(0.1) ? pick(5, 20) : pick(1, 4);
+    channels = random_channels();
+    m = !has_depthwise || chance(0.6) ? 1 : pick(2, 4), depth = channels * m;
+    out = has_pointwise ? random_channels() : depth;
+    taps = g.window.kernel[0] * g.window.kernel[1];
+    rows = row_stride == 0 ? g.in_h : row_average_size(g.in_h, row_stride);
+    out_h = output_size(rows, g.window, 0), out_w = output_size(g.in_w, g.window, 1);
+    x = make({n, channels, g.in_h, g.in_w}, dtype, true);
+    dw = Buffer::random(depth * taps, dtype), pw = Buffer::random(out * depth, dtype);
+    if (!has_depthwise)  // the reference multiplies by it
+      for (int64_t c = 0; c < depth; ++c) put(dw.data(), c, dtype, 1);
+    prologue = backward ? Stage::differentiable(channels, dtype) : Stage::random(channels, dtype, true);
+    middle = Stage::random(depth, dtype, !backward);
+    if (has_pointwise) epilogue = Stage::random(out, dtype, !backward);
+  }
+  SeparableCase(const SeparableCase&) = delete;
 
-  // The depthwise output before and after its stage.
-  const auto depthwise = [&](bool magnitude) {
+  Sizes output() const { return {n, out, out_h, out_w}; }
+  SeparableConv2dParams params(const Tensor& y) {
+    SeparableConv2dParams p;
+    p.dtype = dtype, p.window = g.window, p.depth_multiplier = m, p.input = x.image, p.output = y.image;
+    if (has_depthwise) p.depthwise_weight = dw.data();
+    if (has_pointwise) p.pointwise_weight = pw.data();
+    static_cast<ChannelStage&>(p.prologue) = prologue.params();
+    p.prologue.row_average_stride = row_stride;
+    p.middle = middle.params();
+    static_cast<ChannelStage&>(p.epilogue) = epilogue.params();
+    return p;
+  }
+  void describe(const char* op, const Tensor& y, const Parallel& parallel) const {
+    ::describe(op, dtype, x.image, y.image, g.window, m, row_stride, parallel);
+    context += std::string(has_depthwise ? "" : ", no depthwise") + (has_pointwise ? "" : ", no pointwise") +
+               ", activations " + std::to_string(static_cast<int>(prologue.kind)) + " " +
+               std::to_string(static_cast<int>(middle.kind)) + " " +
+               std::to_string(static_cast<int>(epilogue.kind));
+  }
+
+  // The input of the depthwise.
+  Values staged(bool magnitude) const {
     Values a = averaged(Values(x, magnitude), row_stride);
-    Values z({n, depth, out_h, out_w});
-    for (int64_t b = 0; b < n; ++b) {
+    for (int64_t b = 0; b < n; ++b)
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t h = 0; h < rows; ++h)
           for (int64_t w = 0; w < g.in_w; ++w) a(b, c, h, w) = prologue(a(b, c, h, w), c, magnitude);
+    return a;
+  }
+  // The depthwise output after its stage.
+  Values depthwise(bool magnitude) const {
+    const Values a = staged(magnitude);
+    Values z({n, depth, out_h, out_w});
+    for (int64_t b = 0; b < n; ++b)
       for (int64_t c = 0; c < depth; ++c) {
-        for_each_contact(v, out_h, out_w, rows, g.in_w,
+        for_each_contact(g.window, out_h, out_w, rows, g.in_w,
                          [&](int64_t oh, int64_t ow, int64_t t, int64_t ih, int64_t iw) {
                            z(b, c, oh, ow) += weight(dw, c * taps + t, magnitude) * a(b, c / m, ih, iw);
                          });
         for (int64_t h = 0; h < out_h; ++h)
           for (int64_t w = 0; w < out_w; ++w) z(b, c, h, w) = middle(z(b, c, h, w), c, magnitude);
       }
-    }
     return z;
-  };
-
-  if (!backward) {
-    std::unique_ptr<char, decltype(&std::free)> packed(nullptr, std::free);
-    if (chance(0.3)) {
-      const auto bytes = static_cast<size_t>(packed_bytes_of_separable_conv2d(p));
-      packed.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-      pack_separable_conv2d(p, packed.get());
-      p.packed_weights = packed.get();
-    }
-    separable_conv2d(p, parallel);
-    const auto reference = [&](bool magnitude) {
-      const Values z = depthwise(magnitude);
-      Values result({n, out, out_h, out_w});
-      for (int64_t b = 0; b < n; ++b)
-        for (int64_t o = 0; o < out; ++o)
-          for (int64_t h = 0; h < out_h; ++h)
-            for (int64_t w = 0; w < out_w; ++w) {
-              double sum = 0;
-              for (int64_t c = 0; c < depth; ++c) sum += weight(pw, o * depth + c, magnitude) * z(b, c, h, w);
-              sum = epilogue.affine(sum, o, magnitude);
-              if (has_residual)
-                sum += magnitude ? std::abs(residual.at(b, o, h, w)) : residual.at(b, o, h, w);
-              result(b, o, h, w) = magnitude ? sum : activation(sum, epilogue.kind);
-            }
-      return result;
-    };
-    require_near("output", y, reference(false), reference(true), dtype, rounds_between(dtype));
-    return;
   }
+};
 
-  Tensor gx = make({n, channels, g.in_h, g.in_w}, dtype, false);
-  Buffer gdw(depth * taps, dtype), gpw(out * depth, dtype), gdb(depth, dtype), gpb(out, dtype);
-  const bool wants[5] = {chance(0.7), chance(0.7), chance(0.7), chance(0.7), chance(0.7)};
-  SeparableConv2dBackwardParams q;
-  q.forward = p;
-  if (wants[0]) q.grad_input = gx.image;
-  if (wants[1]) q.grad_depthwise_weight = gdw.data();
-  if (wants[2]) q.grad_pointwise_weight = gpw.data();
-  if (wants[3]) q.grad_depthwise_bias = gdb.data();
-  if (wants[4]) q.grad_pointwise_bias = gpb.data();
-  separable_conv2d_backward(q, parallel);
+void sweep_separable_conv2d(DType dtype) {
+  SeparableCase s(dtype, false);
+  const int64_t n = s.n, out = s.out, out_h = s.out_h, out_w = s.out_w;
+  Tensor y = make(s.output(), dtype, false), residual = make(s.output(), dtype, true);
+  const bool has_residual = s.has_pointwise && chance(0.4);
+  const Parallel parallel = random_parallel();
+  s.describe("separable_conv2d", y, parallel);
 
-  struct Gradients {
-    Values x;
-    std::vector<double> dw, pw, db, pb;
-  };
+  SeparableConv2dParams p = s.params(y);
+  if (has_residual) p.epilogue.residual = residual.image;
+  std::unique_ptr<char, decltype(&std::free)> packed(nullptr, std::free);
+  if (s.has_pointwise && chance(0.3)) {
+    const auto bytes = static_cast<size_t>(packed_bytes_of_separable_conv2d(p));
+    packed.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+    pack_separable_conv2d(p, packed.get());
+    p.packed_weights = packed.get();
+    p.depthwise_weight = p.pointwise_weight = nullptr;
+  }
+  separable_conv2d(p, parallel);
+  require_same_bits("output", y, [&](Tensor& again, const Parallel& other) {
+    p.output = again.image;
+    separable_conv2d(p, other);
+  });
+
   const auto reference = [&](bool magnitude) {
-    const Values z = depthwise(magnitude), gy(y, magnitude), in(x, magnitude);
-    Gradients r{Values(in.s), std::vector<double>(static_cast<size_t>(depth * taps)),
-                std::vector<double>(static_cast<size_t>(out * depth)),
-                std::vector<double>(static_cast<size_t>(depth)),
-                std::vector<double>(static_cast<size_t>(out))};
-    for (int64_t b = 0; b < n; ++b) {
+    const Values z = s.depthwise(magnitude);
+    if (!s.has_pointwise) return z;
+    Values result({n, out, out_h, out_w});
+    for (int64_t b = 0; b < n; ++b)
       for (int64_t o = 0; o < out; ++o)
         for (int64_t h = 0; h < out_h; ++h)
           for (int64_t w = 0; w < out_w; ++w) {
-            r.pb[static_cast<size_t>(o)] += gy(b, o, h, w);
-            for (int64_t c = 0; c < depth; ++c)
-              r.pw[static_cast<size_t>(o * depth + c)] += gy(b, o, h, w) * z(b, c, h, w);
+            double sum = 0;
+            for (int64_t c = 0; c < s.depth; ++c)
+              sum += weight(s.pw, o * s.depth + c, magnitude) * z(b, c, h, w);
+            sum = s.epilogue.affine(sum, o, magnitude);
+            if (has_residual) sum += magnitude ? std::abs(residual.at(b, o, h, w)) : residual.at(b, o, h, w);
+            result(b, o, h, w) = magnitude ? sum : activation(sum, s.epilogue.kind);
           }
-      for (int64_t c = 0; c < depth; ++c) {
-        Values gz({1, 1, out_h, out_w});
-        for (int64_t h = 0; h < out_h; ++h)
-          for (int64_t w = 0; w < out_w; ++w) {
-            for (int64_t o = 0; o < out; ++o)
-              gz(0, 0, h, w) += weight(pw, o * depth + c, magnitude) * gy(b, o, h, w);
-            r.db[static_cast<size_t>(c)] += gz(0, 0, h, w);
-          }
-        for_each_contact(v, out_h, out_w, g.in_h, g.in_w,
-                         [&](int64_t oh, int64_t ow, int64_t t, int64_t ih, int64_t iw) {
-                           r.x(b, c / m, ih, iw) += weight(dw, c * taps + t, magnitude) * gz(0, 0, oh, ow);
-                           r.dw[static_cast<size_t>(c * taps + t)] += in(b, c / m, ih, iw) * gz(0, 0, oh, ow);
-                         });
-      }
-    }
-    return r;
+    return result;
   };
-  const Gradients exact = reference(false), magnitude = reference(true);
+  require_near("output", y, reference(false), reference(true), dtype,
+               s.has_pointwise && rounds_between(dtype));
+}
+
+struct SeparableGradients {
+  Values x;
+  std::vector<double> dw, pw, db, pb;
+};
+
+SeparableGradients reference_gradients(const SeparableCase& s, const Tensor& y, bool magnitude) {
+  const Values z = s.depthwise(magnitude), a = s.staged(magnitude), gy(y, magnitude);
+  const auto zeros = [](int64_t count) { return std::vector<double>(static_cast<size_t>(count)); };
+  SeparableGradients r{Values(a.s), zeros(s.depth * s.taps), zeros(s.out * s.depth), zeros(s.depth),
+                       zeros(s.out)};
+  for (int64_t b = 0; b < s.n; ++b) {
+    for (int64_t o = 0; o < s.out; ++o)
+      for (int64_t h = 0; h < s.out_h; ++h)
+        for (int64_t w = 0; w < s.out_w; ++w) {
+          r.pb[static_cast<size_t>(o)] += gy(b, o, h, w);
+          for (int64_t c = 0; s.has_pointwise && c < s.depth; ++c)
+            r.pw[static_cast<size_t>(o * s.depth + c)] += gy(b, o, h, w) * z(b, c, h, w);
+        }
+    for (int64_t c = 0; c < s.depth; ++c) {
+      Values gz({1, 1, s.out_h, s.out_w});
+      for (int64_t h = 0; h < s.out_h; ++h)
+        for (int64_t w = 0; w < s.out_w; ++w) {
+          for (int64_t o = 0; s.has_pointwise && o < s.out; ++o)
+            gz(0, 0, h, w) += weight(s.pw, o * s.depth + c, magnitude) * gy(b, o, h, w);
+          if (!s.has_pointwise) gz(0, 0, h, w) = gy(b, c, h, w);
+          r.db[static_cast<size_t>(c)] += gz(0, 0, h, w);
+        }
+      for_each_contact(
+          s.g.window, s.out_h, s.out_w, s.rows, s.g.in_w,
+          [&](int64_t oh, int64_t ow, int64_t t, int64_t ih, int64_t iw) {
+            r.x(b, c / s.m, ih, iw) += weight(s.dw, c * s.taps + t, magnitude) * gz(0, 0, oh, ow);
+            r.dw[static_cast<size_t>(c * s.taps + t)] += a(b, c / s.m, ih, iw) * gz(0, 0, oh, ow);
+          });
+    }
+    for (int64_t c = 0; c < s.channels; ++c)
+      for (int64_t h = 0; h < s.rows; ++h)
+        for (int64_t w = 0; w < s.g.in_w; ++w) r.x(b, c, h, w) *= s.prologue.slope(s.x.at(b, c, h, w), c);
+  }
+  return r;
+}
+
+void sweep_separable_conv2d_backward(DType dtype) {
+  SeparableCase s(dtype, true);
+  Tensor y = make(s.output(), dtype, true);
+  const Parallel parallel = random_parallel();
+  s.describe("separable_conv2d_backward", y, parallel);
+
+  Tensor gx = make({s.n, s.channels, s.g.in_h, s.g.in_w}, dtype, false);
+  struct Vectors {
+    Buffer dw, pw, db, pb;
+    Vectors(const SeparableCase& s, DType dtype)
+        : dw(s.depth * s.taps, dtype), pw(s.out * s.depth, dtype), db(s.depth, dtype), pb(s.out, dtype) {}
+  } of(s, dtype);
+  const bool wants[5] = {chance(0.7), s.has_depthwise && chance(0.7), s.has_pointwise && chance(0.7),
+                         chance(0.7), s.has_pointwise && chance(0.7)};
+  const auto run = [&](Tensor& grad_input, Vectors& to, const Parallel& on) {
+    SeparableConv2dBackwardParams q;
+    q.forward = s.params(y);
+    if (wants[0]) q.grad_input = grad_input.image;
+    if (wants[1]) q.grad_depthwise_weight = to.dw.data();
+    if (wants[2]) q.grad_pointwise_weight = to.pw.data();
+    if (wants[3]) q.grad_depthwise_bias = to.db.data();
+    if (wants[4]) q.grad_pointwise_bias = to.pb.data();
+    separable_conv2d_backward(q, on);
+  };
+  run(gx, of, parallel);
+  require_same_bits("grad_input", gx, [&](Tensor& again, const Parallel& other) {
+    Vectors of_again(s, dtype);
+    run(again, of_again, other);
+    require_same_bits("grad_depthwise_weight", of.dw, of_again.dw);
+    require_same_bits("grad_pointwise_weight", of.pw, of_again.pw);
+    require_same_bits("grad_depthwise_bias", of.db, of_again.db);
+    require_same_bits("grad_pointwise_bias", of.pb, of_again.pb);
+  });
+
+  const SeparableGradients exact = reference_gradients(s, y, false),
+                           magnitude = reference_gradients(s, y, true);
   if (wants[0]) require_near("grad_input", gx, exact.x, magnitude.x, dtype);
-  if (wants[1]) require_near("grad_depthwise_weight", gdw, exact.dw, magnitude.dw, dtype);
-  if (wants[2]) require_near("grad_pointwise_weight", gpw, exact.pw, magnitude.pw, dtype);
-  if (wants[3]) require_near("grad_depthwise_bias", gdb, exact.db, magnitude.db, dtype);
-  if (wants[4]) require_near("grad_pointwise_bias", gpb, exact.pb, magnitude.pb, dtype);
+  if (wants[1]) require_near("grad_depthwise_weight", of.dw, exact.dw, magnitude.dw, dtype);
+  if (wants[2]) require_near("grad_pointwise_weight", of.pw, exact.pw, magnitude.pw, dtype);
+  if (wants[3]) require_near("grad_depthwise_bias", of.db, exact.db, magnitude.db, dtype);
+  if (wants[4]) require_near("grad_pointwise_bias", of.pb, exact.pb, magnitude.pb, dtype);
+}
+
+// What a prologue's activation lets through where its derivative is a matter of convention.
+void check_derivative_at_special_values(DType dtype, Activation kind) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const double values[] = {0, 1, -1, 6, 5, 7, kInfinity, -kInfinity, std::nan("")};
+  const double relu[] = {0, 1, 0, 1, 1, 1, 1, 0, 1}, relu6[] = {0, 1, 0, 0, 1, 0, 0, 0, 1};
+  const auto count = static_cast<int64_t>(std::size(values));
+  Buffer x(count, dtype), gy(count, dtype), gx(count, dtype), one(1, dtype);
+  put(one.data(), 0, dtype, 1);
+  for (int64_t i = 0; i < count; ++i) put(x.data(), i, dtype, values[i]), put(gy.data(), i, dtype, 1);
+  const auto image = [&](Buffer& buffer) { return Image{buffer.data(), 1, 1, 1, count, count, 1, count, 1}; };
+  SeparableConv2dBackwardParams q;
+  q.forward.dtype = dtype, q.forward.input = image(x), q.forward.output = image(gy);
+  q.forward.depthwise_weight = one.data(), q.forward.prologue.activation = kind;
+  q.grad_input = image(gx);
+  context = std::string("derivatives of activation ") + std::to_string(static_cast<int>(kind)) + " on " +
+            name_of(current_isa()) + ", dtype " + std::to_string(static_cast<int>(dtype));
+  separable_conv2d_backward(q, {});
+  for (int64_t i = 0; i < count; ++i)
+    require(gx[i] == (kind == Activation::kRelu ? relu : relu6)[i], "grad_input",
+            ("wrong at " + std::to_string(values[i])).c_str());
 }
 
 void sweep_row_average(DType dtype) {
@@ -674,16 +814,26 @@ int main(int argc, char** argv) {
     const DType dtype = static_cast<DType>(pick(0, 3));
     // Small caches: other tiles, and outputs that bypass them.
     pretend_cache_sizes(chance(0.5) ? machine : CacheSizes{pick(1, 64) << 10, pick(0, 8) << 10});
-    switch (pick(0, 4)) {
+    switch (pick(0, 5)) {
       case 0:
         sweep_row_average(dtype);
         break;
       case 1:
         sweep_row_average_conv2d(dtype);
         break;
-      default:
+      case 2:
+      case 3:
         sweep_separable_conv2d(dtype);
+        break;
+      default:
+        sweep_separable_conv2d_backward(dtype);
     }
   }
+  for (const Isa isa : isas)
+    for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16})
+      for (const Activation kind : {Activation::kRelu, Activation::kRelu6}) {
+        set_isa(isa);
+        check_derivative_at_special_values(dtype, kind);
+      }
   std::printf("%ld random calls agree with the reference\n", static_cast<long>(cases));
 }

@@ -165,6 +165,10 @@ class ChannelDepthwise {
   const T* weights_of(int64_t channel) const {
     const int64_t taps = p_.window.kernel[0] * p_.window.kernel[1];
     T* own = task_.template get<T>(weights_slot_);
+    if (p_.packed_weights == nullptr && p_.depthwise_weight == nullptr) {
+      own[0] = 1;
+      return own;
+    }
     if (p_.packed_weights == nullptr)
       return compute_values(static_cast<const S*>(p_.depthwise_weight) + channel * taps, taps, own);
     const T* packed = static_cast<const T*>(p_.packed_weights) + channel;

@@ -19,6 +19,8 @@ struct PackedLayout {
 
 template <class S>
 inline void pack_depthwise(const SeparableConv2dParams& p, const PackedLayout<S>& layout, Compute<S>* to) {
+  // The pointwise convolution alone is one whose depthwise has one tap, one.
+  if (p.depthwise_weight == nullptr) return std::fill(to, to + layout.ld, Compute<S>(1));
   for (int64_t t = 0; t < layout.taps; ++t)
     std::fill(to + t * layout.ld + layout.depth, to + (t + 1) * layout.ld, Compute<S>(0));
   transpose_block(static_cast<const S*>(p.depthwise_weight), layout.taps, to, layout.ld, layout.depth,
@@ -101,6 +103,32 @@ class DepthwiseStage {
     }
   }
 
+  // Rows [h, h + count) of image n, `row_step` apart, pixels `step` apart; all channels.
+  template <class D>
+  void fill_rows(RowSource<S>& rows, DepthwiseRow<T>& kernel, int64_t n, int64_t h, int64_t count, D* to,
+                 int64_t step, int64_t row_step) const {
+    for (int64_t r = 0; r < count;) {
+      const int64_t at_once =
+          plan.alike(h + r, count - r) >= Registers<T>::kBlockRows ? Registers<T>::kBlockRows : 1;
+      kernel.run(plan, rows, weights, n, h + r, at_once, 0, p_.output.w, middle, depth(), to + r * row_step,
+                 step, row_step);
+      r += at_once;
+    }
+  }
+
+  // The left factor of a tile's product: what fill() leaves in `buffer`, or the input where it lies.
+  struct Values {
+    const T* data;
+    int64_t ld;
+  };
+  Values values(RowSource<S>& rows, DepthwiseRow<T>& kernel, const PixelTile& tile, int64_t c0,
+                int64_t channels, T* buffer, int64_t ld) const {
+    const Image& in = p_.input;
+    if (is_input(rows)) return {static_cast<const T*>(in.data) + tile.first * in.stride_w + c0, in.stride_w};
+    fill(rows, kernel, tile, c0, channels, buffer, ld);
+    return {buffer, ld};
+  }
+
   // What a tile reads and the tile above it did not: of each of its rows the lowest pixels.
   Ahead ahead(const RowSource<S>& rows, const PixelTile& tile) const {
     if (!rows.in_place()) return {};
@@ -118,6 +146,12 @@ class DepthwiseStage {
   Stage<T> prologue, middle;
 
  private:
+  // Whether the depthwise output is the input as it lies in memory.
+  bool is_input(const RowSource<S>& rows) const {
+    const Window& window = p_.window;
+    return !p_.has_depthwise() && rows.in_place() && middle.empty() && window.stride[0] == 1 &&
+           window.stride[1] == 1 && pixels_are_linear(p_.input);
+  }
   // The input pixel at the foot of the window of output `w` of a row, rows counted over all images.
   const S* lowest(int64_t row, int64_t w) const {
     const Image& in = p_.input;
@@ -231,7 +265,7 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
       // Tiles vary fastest: a thread keeps its share of the weights in cache.
       const int64_t split = index / plan.pixel_tiles, at = index % plan.pixel_tiles;
       const PixelTile tile = plan.tile(at);
-      depthwise.fill(rows, kernel, tile, 0, depth, panel, ld);
+      const auto values = depthwise.values(rows, kernel, tile, 0, depth, panel, ld);
       const int64_t j0 = plan.panels * split / plan.panel_splits,
                     j1 = plan.panels * (split + 1) / plan.panel_splits;
       for (int64_t j = j0; j < j1; ++j) {
@@ -244,8 +278,8 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
         }
         output.write(tile, j * kTileColumns<T>, epilogue,
                      [&](const TileOutput<T>& out, int64_t from, int64_t count) {
-                       multiply<false>(Panel<T>{panel + from * ld, ld, 1}, count, panel_weights,
-                                       panels.width(j), depth, out, ahead);
+                       multiply<false>(Panel<T>{values.data + from * values.ld, values.ld, 1}, count,
+                                       panel_weights, panels.width(j), depth, out, ahead);
                      });
       }
     }
@@ -329,16 +363,51 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
   });
 }
 
+// The depthwise alone: groups of rows, straight into the output where its channels are adjacent.
+template <class S>
+void depthwise_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) {
+  using T = Compute<S>;
+  constexpr int64_t kRows = Registers<T>::kBlockRows;
+  const Image& out = p.output;
+  Scratch call(ScratchUse::kCall);
+  DepthwiseStage<S> depthwise(p, call);
+  depthwise.prepare(call);
+  const int64_t groups = divide_up(out.h, kRows), ld = panel_ld<T>(depthwise.depth());
+  const bool direct = channels_are_adjacent(out);
+
+  parallel.run(out.n * groups, [&](int64_t begin, int64_t end) {
+    Scratch task(ScratchUse::kTask);
+    RowSource<S> rows(depthwise.rows(), depthwise.depth(), task);
+    const size_t buffer_slot = task.add<T>(direct ? 0 : kRows * out.w * ld);
+    DepthwiseRow<T> kernel;
+    rows.select(0, depthwise.depth());
+    T* buffer = task.get<T>(buffer_slot);
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t n = group / groups, h = group % groups * kRows, count = std::min(kRows, out.h - h);
+      if (direct) {
+        S* to = static_cast<S*>(out.data) + n * out.stride_n + h * out.stride_h;
+        depthwise.fill_rows(rows, kernel, n, h, count, to, out.stride_w, out.stride_h);
+      } else {
+        depthwise.fill_rows(rows, kernel, n, h, count, buffer, ld, out.w * ld);
+        store_pixels<S>(buffer, ld, out, (n * out.h + h) * out.w, count * out.w, 0, out.c);
+      }
+    }
+  });
+}
+
 template <class S>
 void separable_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) {
   using T = Compute<S>;
+  if (!p.has_pointwise()) return depthwise_conv2d<S>(p, parallel);
   const int64_t pixels = p.output.n * p.output.h * p.output.w, depth = p.input.c * p.depth_multiplier;
   if (takes_nchw(p))
     return separable_conv2d_nchw<S>(
         p, plan_nchw(pixels, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes()),
         parallel);
-  const ForwardPlan plan = plan_forward(pixels, p.output.w, depth, p.output.c, sizeof(T), tile_shape<T>(),
-                                        parallel.threads, cache_sizes());
+  // Strips of columns are for rows that share neighbours.
+  ForwardPlan plan = plan_forward(pixels, p.has_depthwise() ? p.output.w : 1, depth, p.output.c, sizeof(T),
+                                  tile_shape<T>(), parallel.threads, cache_sizes());
+  plan.width = p.output.w;
   if (plan.few_pixels && p.packed_weights == nullptr)
     separable_conv2d_few_pixels<S>(p, plan, parallel);
   else

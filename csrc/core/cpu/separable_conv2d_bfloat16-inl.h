@@ -102,6 +102,7 @@ inline int64_t pair_panel_ld(int64_t depth) {
 }
 
 inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Parallel& parallel) {
+  if (!p.has_pointwise()) return depthwise_conv2d<BFloat16>(p, parallel);
   const PairLayout layout(p);
   const int64_t depth = layout.depth, panel_size = pair_panel_size(depth), ld = pair_panel_ld(depth);
   const ForwardPlan plan =

@@ -89,21 +89,23 @@ class StageVectors {
   }
   // `repeat` > 1 gives each value to that many consecutive channels (depth multiplier).
   Stage<T> prepare(Scratch& scratch, int64_t repeat = 1) const {
-    return {copy(stage_.scale, scale_, scratch, repeat), copy(stage_.shift, shift_, scratch, repeat),
+    return {prepare(stage_.scale, scale_, scratch, repeat), prepare(stage_.shift, shift_, scratch, repeat),
             stage_.activation};
   }
 
  private:
-  const T* copy(const void* from, size_t slot, Scratch& scratch, int64_t repeat) const {
+  const T* prepare(const void* from, size_t slot, Scratch& scratch, int64_t repeat) const {
     if (from == nullptr) return nullptr;
     T* to = scratch.get<T>(slot);
     std::fill(to + channels_, to + padded_, T(0));
-    if (repeat == 1) {
-      convert(static_cast<const S*>(from), to, channels_);
-    } else {
-      for (int64_t c = 0; c < channels_; ++c) convert_one(static_cast<const S*>(from) + c / repeat, to + c);
-    }
+    stage_.wide ? copy(static_cast<const T*>(from), to, repeat)
+                : copy(static_cast<const S*>(from), to, repeat);
     return to;
+  }
+  template <class From>
+  void copy(const From* from, T* to, int64_t repeat) const {
+    if (repeat == 1) return convert(from, to, channels_);
+    for (int64_t c = 0; c < channels_; ++c) convert_one(from + c / repeat, to + c);
   }
   ChannelStage stage_;
   int64_t channels_, padded_;
