@@ -1,5 +1,18 @@
 // Batch norm: the statistics of every channel, and the affine map they give.
 
+// A row in scratch memory, as StreamedRows takes it.
+template <class S>
+struct StreamedRow {
+  using T = Compute<S>;
+  const T* row;
+  const S* last() const { return reinterpret_cast<const S*>(row); }  // in a cache already
+  template <class Vector>
+  Vec<T> at(Vector vector, int64_t i) const {
+    return vector.read(row + i);
+  }
+  void write(int64_t first, int64_t count, S* dst) const { convert(row + first, dst, count); }
+};
+
 // Pixels of an image as rows of channels in the compute type: where they lie if they are so in memory, else
 // staged a chunk at a time. A streamed image is written past the caches.
 template <class S>
@@ -10,7 +23,7 @@ class PixelRows {
   PixelRows(const Image& image, int64_t pixels, int64_t channels, Scratch& task, bool streamed = false)
       : image_(image), task_(task) {
     const bool linear = channels_are_adjacent(image) && pixels_are_linear(image);
-    if (streamed && linear) stream_.emplace(task);
+    if (streamed && linear) stream_.emplace();
     in_place_ = std::is_same_v<S, T> && linear && !stream_;
     ld_ = in_place_ ? image.stride_w : round_up(channels, Vec<T>::kLanes) + Vec<T>::kLanes;
     if (!in_place_) slot_ = task.add<T>(pixels * ld_);
@@ -33,9 +46,7 @@ class PixelRows {
     if (!stream_) return store_pixels<S>(rows, ld_, image_, first, count, c0, channels);
     S* to = static_cast<S*>(image_.data) + first * image_.stride_w + c0;
     for (int64_t p = 0; p < count; ++p)
-      stream_->write(to + p * image_.stride_w, channels, [&](int64_t offset, int64_t part, S* buffer) {
-        convert(static_cast<const T*>(rows) + p * ld_ + offset, buffer, part);
-      });
+      stream_->write(StreamedRow<S>{rows + p * ld_}, to + p * image_.stride_w, channels, 0);
   }
 
  private:

@@ -5,15 +5,6 @@ struct DividedRows {
   int64_t count = 0;
   int64_t row[3];
   int64_t divisor[3];  // what each row is divided by
-
-  // Whether `next` are the rows below these: then the two combinations are one of rows twice as long, where
-  // rows follow each other in memory.
-  bool precede(const DividedRows& next) const {
-    bool result = count == next.count;
-    for (int64_t r = 0; result && r < count; ++r)
-      result = next.row[r] == row[r] + 1 && next.divisor[r] == divisor[r];
-    return result;
-  }
 };
 
 inline DividedRows forward_rows(int64_t r, int64_t row_stride, int64_t height) {
@@ -45,108 +36,173 @@ inline const Divisor<T>& divisor_of(int64_t count) {
   return kDivisors[count - 1];
 }
 
-// dst[i] = sum over rows of src[i] / divisor, where row r starts at src + r * row_step. Rows of one divisor,
-// all of a forward, are summed and divided once: one rounding, as the definition has it. `ahead` > 0 asks for
-// memory that far behind the last row, which the hardware's prefetcher cannot guess.
-template <int kRows, bool kEqual, class S, class D>
-inline void combine_rows(const S* src, int64_t row_step, const DividedRows& rows, D* dst, int64_t n,
-                         int64_t ahead) {
+// Value i: sum over rows of src[i] / divisor, where row r starts at src + r * row_step. Rows of one divisor,
+// all of a forward, are summed and divided once: one rounding, as the definition has it.
+template <int kRows, bool kEqual, class S>
+class DividedSum {
+ public:
   using T = Compute<S>;
-  // Scalars, not arrays: what a lambda indexes may alias what it stores.
-  const S *from0 = src + rows.row[0] * row_step, *from1 = kRows > 1 ? src + rows.row[1] * row_step : nullptr,
-          *from2 = kRows > 2 ? src + rows.row[2] * row_step : nullptr;
-  const Divisor<T> by0 = divisor_of<T>(rows.divisor[0]),
-                   by1 = kEqual || kRows < 2 ? by0 : divisor_of<T>(rows.divisor[1]),
-                   by2 = kEqual || kRows < 3 ? by0 : divisor_of<T>(rows.divisor[2]);
-  const S* last = kRows == 1 ? from0 : kRows == 2 ? from1 : from2;
-  for_each_vector<T>(n, [=](auto vector, int64_t i) {
-    Vec<T> sum = vector.read(from0 + i);
-    if (!kEqual) sum = by0.divide(sum);
+  DividedSum(const S* src, int64_t row_step, const DividedRows& rows)
+      : from0_(src + rows.row[0] * row_step),
+        from1_(kRows > 1 ? src + rows.row[1] * row_step : from0_),
+        from2_(kRows > 2 ? src + rows.row[2] * row_step : from1_),
+        by0_(divisor_of<T>(rows.divisor[0])),
+        by1_(kEqual || kRows < 2 ? by0_ : divisor_of<T>(rows.divisor[1])),
+        by2_(kEqual || kRows < 3 ? by0_ : divisor_of<T>(rows.divisor[2])) {}
+
+  const S* last() const { return from2_; }
+  template <class Vector>
+  Vec<T> at(Vector vector, int64_t i) const {
+    Vec<T> sum = vector.read(from0_ + i);
+    if (!kEqual) sum = by0_.divide(sum);
     if (kRows > 1)
-      sum = kEqual ? add(sum, vector.read(from1 + i)) : by1.divide_add(vector.read(from1 + i), sum);
+      sum = kEqual ? add(sum, vector.read(from1_ + i)) : by1_.divide_add(vector.read(from1_ + i), sum);
     if (kRows > 2)
-      sum = kEqual ? add(sum, vector.read(from2 + i)) : by2.divide_add(vector.read(from2 + i), sum);
-    vector.write(dst + i, kEqual ? by0.divide(sum) : sum);
-    if (ahead > 0) __builtin_prefetch(last + ahead + i, 0, 2);
-  });
-}
-template <class S, class D>
-inline void combine_rows(const S* src, int64_t row_step, const DividedRows& rows, D* dst, int64_t n,
-                         int64_t ahead = 0) {
+      sum = kEqual ? add(sum, vector.read(from2_ + i)) : by2_.divide_add(vector.read(from2_ + i), sum);
+    return kEqual ? by0_.divide(sum) : sum;
+  }
+  template <class D>
+  void write(int64_t first, int64_t count, D* dst) const {
+    for_each_vector<T>(count, [sum = *this, first, dst](auto vector, int64_t i) {
+      vector.write(dst + i, sum.at(vector, first + i));
+    });
+  }
+
+ private:
+  // Scalars, not arrays: what a loop indexes may alias what it stores.
+  const S *from0_, *from1_, *from2_;
+  Divisor<T> by0_, by1_, by2_;
+};
+
+// No row takes part: where a large stride skips it, in the backward.
+template <class S>
+struct NoRows {
+  using T = Compute<S>;
+  const S* last_row;
+  const S* last() const { return last_row; }
+  template <class Vector>
+  Vec<T> at(Vector, int64_t) const {
+    return zero<T>();
+  }
+  template <class D>
+  void write(int64_t, int64_t count, D* dst) const {
+    std::fill(dst, dst + count, D{});
+  }
+};
+
+// Calls body(sum) with the class that fits the rows.
+template <class S, class Body>
+inline void with_sum(const S* src, int64_t row_step, const DividedRows& rows, Body&& body) {
   const bool equal = std::all_of(rows.divisor, rows.divisor + rows.count,
                                  [&](int64_t divisor) { return divisor == rows.divisor[0]; });
   switch (rows.count) {
     case 0:
-      return std::fill(dst, dst + n, D{});
+      return body(NoRows<S>{src});
     case 1:
-      return combine_rows<1, true>(src, row_step, rows, dst, n, ahead);
+      return body(DividedSum<1, true, S>(src, row_step, rows));
     case 2:
-      return equal ? combine_rows<2, true>(src, row_step, rows, dst, n, ahead)
-                   : combine_rows<2, false>(src, row_step, rows, dst, n, ahead);
+      return equal ? body(DividedSum<2, true, S>(src, row_step, rows))
+                   : body(DividedSum<2, false, S>(src, row_step, rows));
     default:
-      return equal ? combine_rows<3, true>(src, row_step, rows, dst, n, ahead)
-                   : combine_rows<3, false>(src, row_step, rows, dst, n, ahead);
+      return equal ? body(DividedSum<3, true, S>(src, row_step, rows))
+                   : body(DividedSum<3, false, S>(src, row_step, rows));
   }
 }
+template <class S, class D>
+inline void combine_rows(const S* src, int64_t row_step, const DividedRows& rows, D* dst, int64_t n) {
+  with_sum(src, row_step, rows, [&](const auto& sum) { sum.write(0, n, dst); });
+}
 
-// Output past the caches: collected in a buffer that stays in L1 and streamed to memory from there, a line at
-// a time. Rows that follow each other in memory share lines, whatever their length and dtype.
+// Output past the caches, in whole lines straight from registers, so that reads and writes of memory overlap:
+// through a buffer of 8 KiB they took turns, at three quarters of the rate. Rows that follow each other in
+// memory share a line, whatever their length and dtype: the line that is not complete yet waits here.
 template <class S>
 class StreamedRows {
  public:
-  explicit StreamedRows(Scratch& task) : task_(task), slot_(task.add<char>(kBytes + kLine)) {}
   ~StreamedRows() {
     flush();
     stream_fence();
   }
 
-  // make(offset, count, to) writes that part of a row of n values that begins at `dst`.
-  template <class Make>
-  void write(S* dst, int64_t n, Make&& make) {
-    for (int64_t done = 0; done < n;) {
-      char* to = reinterpret_cast<char*>(dst + done);
-      if (to != first_ + used_) {
-        flush();
-        first_ = to, offset_ = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kLine);
-      }
-      // A full buffer ends where a line ends.
-      const int64_t size = sizeof(S), room = (kBytes - offset_ - used_) / size,
-                    count = std::min(room, n - done);
-      make(done, count, reinterpret_cast<S*>(buffer() + offset_ + used_));
-      used_ += count * size, done += count;
-      if (count == room) flush();
+  // A row of n values that begins at `dst`; `next`: how far behind its begin the values lie, of the sum's
+  // last row, that will be read after it.
+  template <class Sum>
+  void write(const Sum& sum, S* dst, int64_t n, int64_t next) {
+    if (dst != first_ + end_) {
+      flush();
+      const auto offset = static_cast<int64_t>(reinterpret_cast<uintptr_t>(dst) % kLine) / kSize;
+      first_ = dst - offset, begin_ = end_ = offset;
     }
+    int64_t done = 0;
+    if (end_ > 0) done = collect(sum, 0, std::min(n, kValues - end_));
+    // Four places at once, up to a page apart: each core then has more of its reads under way, as in a copy.
+    // Meanwhile what the next block of lines reads is asked for.
+    for (int64_t lines; (lines = std::min((n - done) / (kPlaces * kValues), kPage / kLine)) >= kLeastLines;) {
+      const int64_t values = kPlaces * lines * kValues, ahead = n - done >= 2 * values ? values : next - done;
+      stream<kPlaces>(sum, done, lines, ahead);
+      done += values;
+    }
+    stream<1>(sum, done, (n - done) / kValues, next - done);
+    done += (n - done) / kValues * kValues;
+    if (done < n) collect(sum, done, n - done);
   }
 
  private:
-  static constexpr int64_t kLine = 64, kBytes = 8 << 10;
+  static constexpr int64_t kLine = 64, kPage = 4096, kPlaces = 4, kLeastLines = 32, kSize = sizeof(S),
+                           kValues = kLine / kSize;
 
-  char* buffer() { return task_.get<char>(slot_); }
+  // kCount runs of lines, one behind the other, in turns of two lines.
+  template <int kCount, class Sum>
+  void stream(const Sum& sum, int64_t at, int64_t lines, int64_t ahead) {
+    constexpr int64_t kTurn = 2;
+    char* to = reinterpret_cast<char*>(first_);
+    const S* wanted = sum.last() + at + ahead;
+    for (int64_t line = 0; line < lines; line += kTurn)
+#pragma GCC unroll 4
+      for (int place = 0; place < kCount; ++place)
+        for (int64_t i = place * lines + line; i < place * lines + std::min(line + kTurn, lines); ++i) {
+          alignas(kLine) S values[kValues];
+#pragma GCC unroll 8
+          for (int64_t v = 0; v < kValues; v += kLanes)
+            FullVector<T>{}.write(values + v, sum.at(FullVector<T>{}, at + i * kValues + v));
+          stream_line(values, to + i * kLine);
+          __builtin_prefetch(wanted + i * kValues, 0, 2);
+        }
+    first_ += kCount * lines * kValues;
+  }
+  // Into the line that waits.
+  template <class Sum>
+  int64_t collect(const Sum& sum, int64_t at, int64_t count) {
+    sum.write(at, count, line_ + end_);
+    end_ += count;
+    if (end_ == kValues) flush();
+    return count;
+  }
   void flush() {
-    const char* from = buffer() + offset_;
-    char *to = first_, *end = first_ + used_;
-    const int64_t head = std::min(used_, (kLine - offset_) % kLine);
-    std::memcpy(to, from, static_cast<size_t>(head));
-    for (to += head, from += head; end - to >= kLine; to += kLine, from += kLine) stream_line(from, to);
-    std::memcpy(to, from, static_cast<size_t>(end - to));
-    first_ = end, used_ = 0;
-    offset_ = static_cast<int64_t>(reinterpret_cast<uintptr_t>(end) % kLine);
+    if (end_ - begin_ == kValues) {
+      stream_line(line_, first_);
+    } else {
+      std::copy(line_ + begin_, line_ + end_, first_ + begin_);
+    }
+    first_ += end_ == kValues ? kValues : 0;
+    begin_ = end_ = 0;
   }
 
-  Scratch& task_;
-  size_t slot_;
-  char* first_ = nullptr;  // where the buffered bytes belong
-  int64_t offset_ = 0, used_ = 0;
+  using T = Compute<S>;
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+  alignas(kLine) S line_[kValues];
+  S* first_ = nullptr;           // where the line belongs
+  int64_t begin_ = 0, end_ = 0;  // of its values those that are there
 };
 
-// Output row `at` of each image from `rows_of(at)` of the input.
+// Output row `at` of each image from `rows_of(at)` of the input. With stride 1 all rows but `edge` at either
+// end combine the rows around them alike: where rows follow each other in memory, they are one long row.
 template <class S, class RowsOf>
-void combine_image_rows(const RowAverageParams& p, const Parallel& parallel, RowsOf&& rows_of) {
+void combine_image_rows(const RowAverageParams& p, const Parallel& parallel, int64_t edge, RowsOf&& rows_of) {
   using T = Compute<S>;
   const Image &x = p.input, &y = p.output;
   const S* src = static_cast<const S*>(x.data);
   S* dst = static_cast<S*>(p.output.data);
-  constexpr int64_t kAheadBytes = 2 << 10;
   const bool nhwc =
       channels_are_adjacent(x) && channels_are_adjacent(y) && x.stride_w == x.c && y.stride_w == y.c;
   const bool nchw = x.stride_w == 1 && y.stride_w == 1;
@@ -154,40 +210,30 @@ void combine_image_rows(const RowAverageParams& p, const Parallel& parallel, Row
     // Channels of a pixel and pixels of a row are one span; in NCHW each channel has spans of its own.
     const int64_t planes = nhwc ? 1 : x.c, span = nhwc ? x.w * x.c : x.w;
     const bool streamed = bypasses_caches(y.n * y.c * y.h * y.w * sizeof(S), cache_sizes());
-    const bool rows_join = x.stride_h == span && y.stride_h == span;
+    const bool rows_join = p.row_stride == 1 && x.stride_h == span && y.stride_h == span;
     parallel.run(y.n * planes * y.h, [&](int64_t begin, int64_t end) {
-      // body(input plane, rows of it, output row, values)
-      const auto for_each_row = [&](auto&& body) {
+      // body(sum, where to, values)
+      const auto for_each_sum = [&](auto&& body) {
         int64_t at = begin % y.h, plane = begin / y.h % planes, n = begin / y.h / planes;
-        for (int64_t left = end - begin; left > 0;) {
+        for (int64_t left = end - begin; left > 0; at = 0) {
           const S* from = src + n * x.stride_n + plane * x.stride_c;
           S* to = dst + n * y.stride_n + plane * y.stride_c;
-          for (const int64_t stop = std::min(y.h, at + left); at < stop;) {
-            const DividedRows rows = rows_of(at);
-            DividedRows last = rows;
-            const int64_t first = at++;
-            for (--left; rows_join && at < stop; ++at, --left) {
-              const DividedRows next = rows_of(at);
-              if (!last.precede(next)) break;
-              last = next;
-            }
-            body(from, rows, to + first * y.stride_h, (at - first) * span);
+          const int64_t stop = std::min(y.h, at + left);
+          left -= stop - at;
+          for (int64_t count; at < stop; at += count) {
+            count = rows_join && at >= edge ? std::max<int64_t>(1, std::min(stop, y.h - edge) - at) : 1;
+            with_sum(from, x.stride_h, rows_of(at),
+                     [&](const auto& sum) { body(sum, to + at * y.stride_h, count * span); });
           }
-          at = 0;
           if (++plane == planes) plane = 0, ++n;
         }
       };
       if (!streamed)
-        return for_each_row([&](const S* from, const DividedRows& rows, S* to, int64_t count) {
-          combine_rows(from, x.stride_h, rows, to, count);
-        });
-      Scratch task(ScratchUse::kTask);
-      StreamedRows<S> output(task);
-      const int64_t ahead = std::max<int64_t>(kAheadBytes / sizeof(S), p.row_stride * x.stride_h);
-      for_each_row([&](const S* from, const DividedRows& rows, S* to, int64_t count) {
-        output.write(to, count, [&](int64_t offset, int64_t part, S* buffer) {
-          combine_rows(from + offset, x.stride_h, rows, buffer, part, ahead);
-        });
+        return for_each_sum([](const auto& sum, S* to, int64_t count) { sum.write(0, count, to); });
+      StreamedRows<S> output;
+      const int64_t row = p.row_stride * x.stride_h;
+      for_each_sum([&](const auto& sum, S* to, int64_t count) {
+        output.write(sum, to, count, rows_join ? std::max(count, row) : row);
       });
     });
     return;
@@ -214,10 +260,11 @@ void combine_image_rows(const RowAverageParams& p, const Parallel& parallel, Row
 
 template <class S>
 void row_average(const RowAverageParams& p, const Parallel& parallel) {
-  combine_image_rows<S>(p, parallel, [&](int64_t r) { return forward_rows(r, p.row_stride, p.input.h); });
+  combine_image_rows<S>(p, parallel, 1, [&](int64_t r) { return forward_rows(r, p.row_stride, p.input.h); });
 }
 
 template <class S>
 void row_average_backward(const RowAverageParams& p, const Parallel& parallel) {
-  combine_image_rows<S>(p, parallel, [&](int64_t h) { return backward_rows(h, p.row_stride, p.output.h); });
+  combine_image_rows<S>(p, parallel, 2,
+                        [&](int64_t h) { return backward_rows(h, p.row_stride, p.output.h); });
 }
