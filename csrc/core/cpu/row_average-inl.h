@@ -90,23 +90,26 @@ struct NoRows {
   }
 };
 
-// Calls body(sum) with the class that fits the rows.
+// Calls body(sum) with the class that fits the rows: here of one divisor, as in every forward.
 template <class S, class Body>
-inline void with_sum(const S* src, int64_t row_step, const DividedRows& rows, Body&& body) {
-  const bool equal = std::all_of(rows.divisor, rows.divisor + rows.count,
-                                 [&](int64_t divisor) { return divisor == rows.divisor[0]; });
+inline void with_mean(const S* src, int64_t row_step, const DividedRows& rows, Body&& body) {
   switch (rows.count) {
-    case 0:
-      return body(NoRows<S>{src});
     case 1:
       return body(DividedSum<1, true, S>(src, row_step, rows));
     case 2:
-      return equal ? body(DividedSum<2, true, S>(src, row_step, rows))
-                   : body(DividedSum<2, false, S>(src, row_step, rows));
+      return body(DividedSum<2, true, S>(src, row_step, rows));
     default:
-      return equal ? body(DividedSum<3, true, S>(src, row_step, rows))
-                   : body(DividedSum<3, false, S>(src, row_step, rows));
+      return body(DividedSum<3, true, S>(src, row_step, rows));
   }
+}
+template <class S, class Body>
+inline void with_sum(const S* src, int64_t row_step, const DividedRows& rows, Body&& body) {
+  if (rows.count == 0) return body(NoRows<S>{src});
+  const bool equal = std::all_of(rows.divisor, rows.divisor + rows.count,
+                                 [&](int64_t divisor) { return divisor == rows.divisor[0]; });
+  if (equal) return with_mean(src, row_step, rows, body);
+  rows.count == 2 ? body(DividedSum<2, false, S>(src, row_step, rows))
+                  : body(DividedSum<3, false, S>(src, row_step, rows));
 }
 template <class S, class D>
 inline void combine_rows(const S* src, int64_t row_step, const DividedRows& rows, D* dst, int64_t n) {

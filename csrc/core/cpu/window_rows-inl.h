@@ -117,38 +117,67 @@ class WindowRows {
 
   // Input columns that some window reads.
   int64_t columns() const { return std::clamp<int64_t>(positions_ - p_.window.padding[1], 0, p_.input.w); }
-  // `count` values from `offset` of image n on, of row r after the average.
-  void read(int64_t n, int64_t r, int64_t offset, int64_t count, T* to) const {
+  // A row as it is, with the face of DividedSum.
+  struct PlainRow {
+    const S* from;
+    template <class Vector>
+    Vec<T> at(Vector vector, int64_t i) const {
+      return vector.read(from + i);
+    }
+    void write(int64_t first, int64_t count, T* to) const { convert(from + first, to, count); }
+  };
+  // Calls body(values) with row r of image n after the average; what depends on the row is settled once for
+  // all its channels.
+  template <class Body>
+  void with_values(int64_t n, int64_t r, Body&& body) const {
     const Image& x = p_.input;
-    const S* image = static_cast<const S*>(x.data) + n * x.stride_n + offset;
+    const S* image = static_cast<const S*>(x.data) + n * x.stride_n;
     const int64_t s = p_.prologue.row_average_stride;
-    if (s == 0) return convert(image + r * x.stride_h, to, count);
-    combine_rows(image, x.stride_h, forward_rows(r, s, x.h), to, count);
+    s == 0 ? body(PlainRow{image + r * x.stride_h})
+           : with_mean(image, x.stride_h, forward_rows(r, s, x.h), body);
   }
   void stage_interleaved(int64_t n, int64_t r, T* to) const {
-    read(n, r, 0, columns() * channels_, to + p_.window.padding[1] * channels_);
+    with_values(n, r, [&](const auto& values) {
+      values.write(0, columns() * channels_, to + p_.window.padding[1] * channels_);
+    });
   }
   void stage_planar(int64_t n, int64_t r, T* to) const {
-    for (int64_t c = 0; c < channels_; ++c, to += stride_ * residue_ld_) {
-      const int64_t offset = c * p_.input.stride_c;
-      if (stride_ == 1) {
-        read(n, r, offset, columns(), to + p_.window.padding[1]);
-        continue;
-      }
-      read(n, r, offset, columns(), line_ + p_.window.padding[1]);
-      if (stride_ == 2) {
-        for (int64_t i = 0; i < residue_ld_ - Vec<T>::kLanes; i += Vec<T>::kLanes) {
-          Vec<T> even = load(line_ + 2 * i), odd = load(line_ + 2 * i + Vec<T>::kLanes);
-          deinterleave(even, odd);
-          store(to + i, even);
-          store(to + residue_ld_ + i, odd);
+    with_values(n, r, [&](const auto& values) {
+      for (int64_t c = 0; c < channels_; ++c, to += stride_ * residue_ld_) {
+        const int64_t channel = c * p_.input.stride_c;
+        if (stride_ == 1) {
+          values.write(channel, columns(), to + p_.window.padding[1]);
+        } else if (stride_ == 2) {
+          halve(values, channel, to);
+        } else {
+          values.write(channel, columns(), line_ + p_.window.padding[1]);
+          for (int64_t residue = 0; residue < stride_; ++residue)
+            for (int64_t i = 0; i < residue_ld_ - Vec<T>::kLanes; ++i)
+              to[residue * residue_ld_ + i] = line_[i * stride_ + residue];
         }
-      } else {
-        for (int64_t residue = 0; residue < stride_; ++residue)
-          for (int64_t i = 0; i < residue_ld_ - Vec<T>::kLanes; ++i)
-            to[residue * residue_ld_ + i] = line_[i * stride_ + residue];
       }
-    }
+    });
+  }
+  // Values from `first` on, those of even and of odd positions apart.
+  template <class Values>
+  void halve(const Values values, int64_t first, T* to) const {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    const int64_t padding = p_.window.padding[1], count = columns();
+    T* to_even = to + padding % 2 * residue_ld_ + padding / 2;  // of even columns
+    T* to_odd = to + (padding + 1) % 2 * residue_ld_ + (padding + 1) / 2;
+    const auto place = [&](Vec<T> even, Vec<T> odd, int64_t i) {
+      deinterleave(even, odd);
+      store(to_even + i / 2, even);
+      store(to_odd + i / 2, odd);
+    };
+    const auto tail = [&](int64_t i) {
+      const PartialVector<T> vector{static_cast<int>(std::clamp<int64_t>(count - i, 0, kLanes))};
+      return values.at(vector, first + i);
+    };
+    int64_t i = 0;
+    for (const FullVector<T> full; i + 2 * kLanes <= count; i += 2 * kLanes)
+      place(values.at(full, first + i), values.at(full, first + i + kLanes), i);
+    if (i < count) place(tail(i), tail(i + kLanes), i);
   }
 
   const RowAverageConv2dParams& p_;
