@@ -102,6 +102,12 @@ def test_plan_takes_every_option(capsys):
     assert expected != _described(4, 8, 33, 35, 16, 3, torch.bfloat16, True, kernel=5, stride=2, padding=3)
 
 
+def test_plan_says_where_pairs_of_bfloat16_are_multiplied(capability):
+    described = _described(1, 64, 28, 28, 128, 1, torch.bfloat16, True)
+    assert ("pairs of bfloat16" in described) == (capability in ("avx512_bf16", "amx"))
+    assert "pairs of bfloat16" not in _described(1, 64, 28, 28, 128, 1, torch.float32, True)
+
+
 def test_plan_takes_two_values_an_axis(capsys):
     assert main(["plan", "8", "16", "33", "35", "--kernel-size", "3", "5", "--stride", "1", "2"]) == 0
     expected = torch.ops.sepconv.describe_separable_conv2d(

@@ -210,20 +210,26 @@ void batch_norm_backward(const BatchNormBackwardParams& params, const Parallel& 
 }
 
 std::string describe_separable_conv2d(const SeparableConv2dParams& params, int threads) {
-  const TileShape tile = current_kernels().tile[index(params.dtype)];
+  const Kernels& kernels = current_kernels();
+  const TileShape tile = kernels.tile[index(params.dtype)];
+  const bool pairs = params.dtype == DType::kBFloat16 && kernels.plan_pairs != nullptr;
   const Image &in = params.input, &out = params.output;
-  const int64_t compute_bytes = params.dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t compute_bytes = params.dtype == DType::kFloat64 ? 8 : 4,
+                panel_bytes = pairs ? 2 : compute_bytes;
   const int64_t depth = in.c * params.depth_multiplier, pixels = out.n * out.h * out.w;
   const ForwardPlan forward =
-      plan_forward(pixels, out.w, depth, out.c, compute_bytes, tile, threads, cache_sizes());
+      pairs ? kernels.plan_pairs(canonical(params), threads)
+            : plan_forward(pixels, out.w, depth, out.c, compute_bytes, tile, threads, cache_sizes());
+  const TileShape forward_tile = pairs ? kernels.pair_tile : tile;
   const InputGradientPlan inputs = plan_input_gradient(out.n, out.h, out.w, depth, tile);
   const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out.c, compute_bytes, tile);
   std::ostringstream text;
   text << "instruction set    " << name_of(current_isa()) << ", " << threads << " threads, L2 "
        << cache_sizes().l2 / 1024 << " KiB\n"
        << "output             " << out.n << " x " << out.c << " x " << out.h << " x " << out.w << "\n"
-       << "register tile      " << tile.rows << " pixels x " << tile.columns << " output channels\n";
-  if (takes_nchw(canonical(params))) {
+       << "register tile      " << forward_tile.rows << " pixels x " << forward_tile.columns
+       << " output channels" << (pairs ? ", pairs of bfloat16\n" : "\n");
+  if (!pairs && takes_nchw(canonical(params))) {
     const NchwPlan nchw = plan_nchw(pixels, depth, out.c, compute_bytes, tile, threads, cache_sizes());
     text << "forward            NCHW as it lies: ";
     if (nchw.shared) {
@@ -233,7 +239,7 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
     }
     text << "depthwise panel    " << depth << " x " << nchw.pixel_tile << " values, "
          << nchw.pixel_tile * depth * compute_bytes / 1024 << " KiB\n";
-  } else if (forward.few_pixels) {
+  } else if (!pairs && forward.few_pixels) {
     text << "forward            few pixels: " << forward.channel_blocks << " tasks of about "
          << divide_up(out.c, forward.channel_blocks) << " output channels, weights as they lie in memory\n"
          << "depthwise output   " << pixels << " x " << depth << " values, packed\n";
@@ -242,7 +248,7 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
          << forward.pixel_tile << " pixels" << (forward.strips == 1 ? "" : " in strips of columns") << " x "
          << forward.panel_splits << " splits of " << forward.panels << " weight panels\n"
          << "depthwise panel    " << forward.pixel_tile << " x " << depth << " values, "
-         << forward.pixel_tile * depth * compute_bytes / 1024 << " KiB a thread\n";
+         << forward.pixel_tile * depth * panel_bytes / 1024 << " KiB a thread\n";
   }
   text << "input gradient     " << inputs.tasks() << " tasks: " << inputs.image_groups
        << " groups of images x " << inputs.channel_blocks << " blocks of " << inputs.channel_block

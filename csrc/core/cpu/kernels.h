@@ -26,6 +26,9 @@ struct Kernels {
   Kernel<BatchNormStatisticsParams> batch_norm_statistics[kDTypes];
   Kernel<BatchNormParams> batch_norm[kDTypes];
   Kernel<BatchNormBackwardParams> batch_norm_backward[kDTypes];
+  // Of the forward that multiplies pairs of bfloat16; null where bfloat16 is planned as the other dtypes are.
+  TileShape pair_tile = {};
+  ForwardPlan (*plan_pairs)(const SeparableConv2dParams&, int threads) = nullptr;
 };
 
 const Kernels& kernels_scalar();

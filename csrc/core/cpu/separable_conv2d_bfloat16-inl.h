@@ -101,13 +101,16 @@ inline int64_t pair_panel_ld(int64_t depth) {
   return padded % (2 * kPairDepth) == 0 ? padded + kPairDepth : padded;
 }
 
+inline ForwardPlan plan_pairs(const SeparableConv2dParams& p, int threads) {
+  return plan_forward(p.output.n * p.output.h * p.output.w, p.output.w, pair_panel_ld(PairLayout(p).depth),
+                      p.output.c, sizeof(BFloat16), {kPairRows, kPairColumns}, threads, cache_sizes());
+}
+
 inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Parallel& parallel) {
   if (!p.has_pointwise()) return depthwise_conv2d<BFloat16>(p, parallel);
   const PairLayout layout(p);
   const int64_t depth = layout.depth, panel_size = pair_panel_size(depth), ld = pair_panel_ld(depth);
-  const ForwardPlan plan =
-      plan_forward(p.output.n * p.output.h * p.output.w, p.output.w, ld, p.output.c, sizeof(BFloat16),
-                   {kPairRows, kPairColumns}, parallel.threads, cache_sizes());
+  const ForwardPlan plan = plan_pairs(p, parallel.threads);
   // Weights that a thread uses once are packed by it, panel by panel, right before their use; others first,
   // by all threads.
   const bool used_once = plan.pixel_tiles == 1 || (plan.pack_in_task && plan.tasks() <= parallel.threads);
@@ -177,5 +180,7 @@ inline Kernels with_pairs(Kernels kernels) {
   kernels.packed_bytes[kIndex] = packed_bytes_of_pairs;
   kernels.pack[kIndex] = pack_weights_in_pairs;
   kernels.separable_conv2d[kIndex] = separable_conv2d_pairs;
+  kernels.pair_tile = {kPairRows, kPairColumns};
+  kernels.plan_pairs = plan_pairs;
   return kernels;
 }
