@@ -30,6 +30,7 @@ TORCH_SOURCES = [
     "torch/frozen_separable_conv2d_cpu.cpp",
     "torch/row_average_cpu.cpp",
     "torch/row_average_conv2d_cpu.cpp",
+    "torch/conv_chain_cpu.cpp",
 ]
 CUDA_SOURCES: list[str] = []  # relative to csrc/ too; .cpp launch code and .cu kernels
 

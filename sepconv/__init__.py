@@ -11,17 +11,22 @@ from types import ModuleType
 
 from sepconv import functional
 from sepconv.build_info import info
+from sepconv.chain import ChainUnit, conv_chain
 from sepconv.frozen import FrozenSeparableConv2d
 from sepconv.functional import row_average, row_average_conv2d, separable_conv2d
 from sepconv.modules import RowAverage, RowAverageConv2d, SeparableConv2d
+from sepconv.sequential import FusedSequential
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChainUnit",
     "FrozenSeparableConv2d",
+    "FusedSequential",
     "RowAverage",
     "RowAverageConv2d",
     "SeparableConv2d",
+    "conv_chain",
     "functional",
     "info",
     "row_average",

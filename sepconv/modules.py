@@ -115,6 +115,7 @@ def is_plain(layer: object, *kinds: type[nn.Module]) -> bool:
         or layer._forward_hooks
         or layer._backward_pre_hooks
         or layer._backward_hooks
+        or layer._compiled_call_impl is not None
         or "forward" in layer.__dict__
     )
 

@@ -5,11 +5,17 @@ Inputs are (N, C, H, W) or (C, H, W), of any device and dtype that torch's own c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sepconv._types import Padding, Pair
+
+if TYPE_CHECKING:
+    from sepconv.chain import ChainUnit
 
 # In the order of the numbers that the operators know them by.
 ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}
@@ -71,3 +77,21 @@ def row_average_conv2d(
 ) -> Tensor:
     """A convolution of the averaged rows."""
     return F.conv2d(row_average(input, row_stride), weight, bias, stride, padding, dilation)
+
+
+def conv_chain(input: Tensor, units: Sequence[ChainUnit], activation: str | None = None) -> Tensor:
+    """Units of [activation →] convolution → batch norm of the batch, then an activation."""
+    for unit in units:
+        input = ACTIVATIONS[unit.activation](input)
+        window = (unit.stride, unit.padding, unit.dilation)
+        if unit.depthwise_weight is not None:
+            input = F.conv2d(input, unit.depthwise_weight, None, *window, groups=input.shape[1])
+            window = (1, 0, 1)
+        if unit.pointwise_weight is not None:
+            input = F.conv2d(input, unit.pointwise_weight, None, *window)
+        if unit.num_batches_tracked is not None:
+            unit.num_batches_tracked.add_(1)
+        input = F.batch_norm(
+            input, unit.running_mean, unit.running_var, unit.weight, unit.bias, True, unit.momentum, unit.eps
+        )
+    return ACTIVATIONS[activation](input)

@@ -50,6 +50,22 @@ STABLE_TORCH_LIBRARY(sepconv, m) {
       " SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int row_stride, bool[3] output_mask)"
       " -> (Tensor, Tensor, Tensor)");
 
+  // Units, [activation ->] convolution -> batch norm with the statistics of the batch, one after another,
+  // then an activation. Of each unit: `kinds` says which weights it has (1 depthwise, 2 pointwise, 3 both, 0
+  // neither); `parameters` holds these, then batch norm's weight and bias; `running` holds batch norm's
+  // running mean, running variance and number of batches (or no elements), which are updated; `windows` holds
+  // stride, padding and dilation. Results: the output; with `keep`, what the backward reads beside the
+  // arguments: results of the convolutions but the last, which is computed again; and batch norm's vectors.
+  m.def(
+      "conv_chain(Tensor input, Tensor[] parameters, Tensor(a!)[] running, int[] kinds, int[] activations,"
+      " int[] windows, float[] eps, float[] momentum, int activation, bool keep)"
+      " -> (Tensor, Tensor[], Tensor)");
+  // output_mask: input, then the parameters. Only wanted gradients are returned, in this order.
+  m.def(
+      "conv_chain_backward(Tensor grad_output, Tensor input, Tensor[] parameters, Tensor[] raws,"
+      " Tensor statistics, int[] kinds, int[] activations, int[] windows, int activation,"
+      " bool[] output_mask) -> Tensor[]");
+
   // The instruction set of the CPU kernels: "scalar", "avx2", "avx512", "avx512_bf16", "amx" or "neon".
   m.def("set_cpu_capability(str name) -> ()");
   m.def("cpu_capability() -> str");
