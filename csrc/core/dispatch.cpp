@@ -222,7 +222,8 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
             : plan_forward(pixels, out.w, depth, out.c, compute_bytes, tile, threads, cache_sizes());
   const TileShape forward_tile = pairs ? kernels.pair_tile : tile;
   const InputGradientPlan inputs = plan_input_gradient(out.n, out.h, out.w, depth, tile);
-  const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out.c, compute_bytes, tile);
+  const WeightGradientPlan weights =
+      plan_weight_gradient(out.n, out.h, out.w, depth, compute_bytes, tile, threads, cache_sizes());
   std::ostringstream text;
   text << "instruction set    " << name_of(current_isa()) << ", " << threads << " threads, L2 "
        << cache_sizes().l2 / 1024 << " KiB\n"

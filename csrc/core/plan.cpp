@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 
 namespace sepconv {
 
@@ -103,21 +104,30 @@ InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t
   return plan;
 }
 
-WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t out_channels,
-                                        int64_t compute_bytes, TileShape tile) {
-  // A block of the gradient (out_channels x depth_block) and a chunk of both factors stay in L2 together.
-  constexpr int64_t kTasks = 8, kMaxDepthBlock = 128, kMinSplitPixels = 256, kGradientBytes = 512 << 10,
-                    kChunkBytes = 256 << 10;
+WeightGradientPlan plan_weight_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
+                                        int64_t compute_bytes, TileShape tile, int threads,
+                                        const CacheSizes& cache) {
+  // Merging a split takes as long as multiplying some twenty pixels. Powers of two, so that threads get equal
+  // shares.
+  constexpr int64_t kTasks = 16, kMinSplitPixels = 512, kMaxChunk = 256;
+  const auto power_of_two = [](int64_t most) {
+    return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(most, 1))));
+  };
   WeightGradientPlan plan{};
-  const int64_t fits = kGradientBytes / (out_channels * compute_bytes);
-  const int64_t block =
-      std::clamp<int64_t>(std::min(fits, divide_up(depth, kTasks)), tile.columns, kMaxDepthBlock);
-  plan.depth_block = round_up(block, tile.columns);
+  const int64_t image = out_height * out_width, pixels = batch * image;
+  const int64_t panels = divide_up(std::max<int64_t>(depth, 1), tile.columns);
+  plan.pixel_splits = power_of_two(std::min(divide_up(kTasks, panels), pixels / kMinSplitPixels));
+  const int64_t chunk = std::clamp<int64_t>(pixels / plan.pixel_splits, 1, kMaxChunk);
+  plan.unit = image <= chunk ? std::max<int64_t>(image, 1) : out_width <= chunk ? out_width : 1;
+  plan.units = pixels / plan.unit;
+  plan.pixel_chunk = chunk / plan.unit * plan.unit;
+  // Every block of the depth reads grad_output again, so rather few: as many as keep the threads busy, and a
+  // chunk of the depthwise output in L2.
+  const int64_t fits = cache.l2 * 2 / 5 / (plan.pixel_chunk * tile.columns * compute_bytes);
+  const int64_t wanted = divide_up(threads, plan.pixel_splits);
+  plan.depth_block =
+      std::clamp<int64_t>(divide_up(panels, wanted), 1, std::max<int64_t>(fits, 1)) * tile.columns;
   plan.depth_blocks = divide_up(depth, plan.depth_block);
-  plan.pixel_splits = std::clamp<int64_t>(divide_up(kTasks, plan.depth_blocks), 1,
-                                          std::max<int64_t>(1, pixels / kMinSplitPixels));
-  plan.pixel_chunk =
-      std::clamp<int64_t>(kChunkBytes / ((out_channels + plan.depth_block) * compute_bytes), 32, 256);
   return plan;
 }
 

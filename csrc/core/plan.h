@@ -54,12 +54,17 @@ struct InputGradientPlan {
 InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
                                       TileShape tile);
 
+// A task is a split of the pixels and a block of the depth. A gradient element sums the pixels of a split in
+// order, whatever the chunks and blocks: only the splits decide its bits.
 struct WeightGradientPlan {
-  int64_t depth_block, depth_blocks, pixel_splits, pixel_chunk;
+  int64_t units, unit;  // of pixels: whole images or else rows, where a chunk holds any
+  int64_t pixel_splits, pixel_chunk, depth_block, depth_blocks;
   int64_t tasks() const { return depth_blocks * pixel_splits; }
+  int64_t first_pixel(int64_t split) const { return units * split / pixel_splits * unit; }
 };
-WeightGradientPlan plan_weight_gradient(int64_t pixels, int64_t depth, int64_t out_channels,
-                                        int64_t compute_bytes, TileShape tile);
+WeightGradientPlan plan_weight_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
+                                        int64_t compute_bytes, TileShape tile, int threads,
+                                        const CacheSizes& cache);
 
 // Sums over the pixels of each channel, and passes beside them: blocks of channels and splits of all pixels.
 struct PixelSumPlan {

@@ -76,14 +76,6 @@ int main() {
             require(plan.pixel_tile == tile.columns || plan.pixel_tile * depth * bytes <= l2 / 3,
                     "the NCHW panel is too large", pixels, depth, threads);
           }
-          const WeightGradientPlan weights = plan_weight_gradient(pixels, depth, out_channels, bytes, tile);
-          require(weights.depth_block % tile.columns == 0, "a depth block cuts a weight panel", pixels, depth,
-                  out_channels);
-          require(weights.depth_block * weights.depth_blocks >= depth &&
-                      weights.depth_block * (weights.depth_blocks - 1) < depth,
-                  "depth blocks do not cover the depth", pixels, depth, out_channels);
-          require(weights.pixel_splits >= 1 && weights.pixel_splits <= std::max<int64_t>(1, pixels),
-                  "a split without pixels", pixels, depth, out_channels);
         }
   for (int64_t batch : {1, 2, 7, 64})
     for (int64_t size : {1, 2, 7, 19, 147, 1000})
@@ -98,6 +90,32 @@ int main() {
                     plan.channel_block * (plan.channel_blocks - 1) < depth,
                 "channel blocks do not cover the depth", batch, size, depth);
         require(plan.tile_rows >= 1, "a tile without rows", batch, size, depth);
+
+        const int64_t pixels = batch * size * size,
+                      splits = plan_weight_gradient(batch, size, size, depth, 4, tile, 1, {}).pixel_splits;
+        for (int threads : {1, 2, 3, 16, 64})
+          for (int64_t l2 : {1 << 18, 1 << 21}) {
+            ++cases;
+            const WeightGradientPlan weights =
+                plan_weight_gradient(batch, size, size, depth, 4, tile, threads, {l2});
+            require(weights.pixel_splits == splits, "pixel splits depend on more than the shape", batch, size,
+                    depth);
+            require(weights.depth_block % tile.columns == 0, "a depth block cuts a weight panel", batch, size,
+                    depth);
+            require(weights.depth_block * weights.depth_blocks >= depth &&
+                        weights.depth_block * (weights.depth_blocks - 1) < depth,
+                    "depth blocks do not cover the depth", batch, size, depth);
+            require(weights.first_pixel(0) == 0 && weights.first_pixel(splits) == pixels,
+                    "pixel splits do not cover the pixels", batch, size, depth);
+            require(weights.pixel_chunk >= 1 && weights.pixel_chunk % weights.unit == 0,
+                    "a chunk cuts a row or an image", batch, size, depth);
+            for (int64_t split = 0; split < splits; ++split)
+              require(weights.first_pixel(split) < weights.first_pixel(split + 1), "a split without pixels",
+                      batch, size, depth);
+            require(weights.depth_block == tile.columns ||
+                        weights.pixel_chunk * weights.depth_block * 4 <= l2 / 2,
+                    "the depthwise panel is too large", batch, size, depth);
+          }
       }
   std::printf("%ld plans cover their work and keep to their memory\n", static_cast<long>(cases));
   return 0;

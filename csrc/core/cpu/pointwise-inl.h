@@ -39,26 +39,35 @@ class Ahead {
  public:
   Ahead() = default;
   Ahead(const void* data, int64_t bytes, int64_t rows = 1, int64_t row_stride = 0)
-      : row_(static_cast<const char*>(data)),
-        at_(row_),
-        bytes_(bytes),
-        rows_(bytes > 0 ? rows : 0),
-        row_stride_(row_stride) {}
+      : now_{static_cast<const char*>(data), bytes, bytes > 0 ? rows : 0, row_stride}, at_(now_.row) {}
 
   static constexpr int64_t kLine = 64;
-  bool empty() const { return rows_ == 0; }
+  bool empty() const { return now_.rows == 0; }
   const char* at() const { return at_; }
   void advance(int64_t lines) {
     at_ += lines * kLine;
-    if (rows_ == 0 || at_ < row_ + bytes_) return;
-    --rows_;
-    row_ += row_stride_;
-    at_ = row_;
+    if (empty() || at_ < now_.row + now_.bytes) return;
+    --now_.rows;
+    now_.row += now_.row_stride;
+    if (empty()) now_ = std::exchange(later_, {});
+    at_ = now_.row;
+  }
+  // What `later` asks for first, after this.
+  void then(const Ahead& later) {
+    if (empty()) {
+      *this = later;
+    } else {
+      later_ = later.now_;
+    }
   }
 
  private:
-  const char *row_ = nullptr, *at_ = nullptr;
-  int64_t bytes_ = 0, rows_ = 0, row_stride_ = 0;
+  struct Rows {
+    const char* row = nullptr;
+    int64_t bytes = 0, rows = 0, row_stride = 0;
+  };
+  Rows now_, later_;
+  const char* at_ = nullptr;
 };
 
 // A tile whose store is more than a bias and a clamp: from a buffer in L1 (`tile`, kTileColumns wide) to its

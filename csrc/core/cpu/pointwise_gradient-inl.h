@@ -25,6 +25,44 @@ class GradientTiles {
   size_t slot_ = 0;
 };
 
+// The left factor of a weight gradient: grad_output of a chunk of pixels, a few columns at a time. Wide rows
+// are copied, kColumns of them side by side: where they lie, the values of one column are pages apart and
+// share cache sets.
+template <class S>
+class GradientColumns {
+ public:
+  using T = Compute<S>;
+  static constexpr int64_t kColumns = 8 * Registers<T>::kTileRows[kTileVectors<T> - 1];
+
+  GradientColumns(const Image& gradient, int64_t chunk, Scratch& scratch)
+      : gradient_(gradient),
+        adjacent_(channels_are_adjacent(gradient) && pixels_are_linear(gradient)),
+        in_place_(std::is_same_v<S, T> && adjacent_ && chunk * pixel_bytes() <= cache_sizes().l2 / 8),
+        scratch_(scratch) {
+    if (!in_place_) slot_ = scratch.add<T>(chunk * at_once());
+  }
+  int64_t at_once() const { return in_place_ ? gradient_.c : std::min(kColumns, gradient_.c); }
+  Panel<T> read(int64_t first, int64_t count, int64_t column, int64_t columns) {
+    if (in_place_)
+      return {static_cast<const T*>(gradient_.data) + first * gradient_.stride_w + column, 1,
+              gradient_.stride_w};
+    T* to = scratch_.get<T>(slot_);
+    load_pixels<S>(gradient_, first, count, column, columns, to, at_once());
+    return {to, 1, at_once()};
+  }
+  Ahead ahead(int64_t first, int64_t count) const {
+    if (!adjacent_) return {};
+    return {static_cast<const S*>(gradient_.data) + first * gradient_.stride_w, count * pixel_bytes()};
+  }
+
+ private:
+  int64_t pixel_bytes() const { return gradient_.stride_w * int64_t{sizeof(S)}; }
+  Image gradient_;
+  bool adjacent_, in_place_;
+  Scratch& scratch_;
+  size_t slot_ = 0;
+};
+
 // left^T x right over pixels: the gradient of weights that a GEMM multiplied by, (left_columns,
 // right_columns). Every split sums its pixels in order; the splits are merged in order.
 template <class S>
@@ -46,13 +84,17 @@ class WeightProduct {
 
   // The product of `count` pixels, for columns [column, column + columns) of `right`, which points at the
   // first of them: sets what the split holds, or adds to it.
-  void chunk(int64_t split, const T* left, int64_t left_ld, const T* right, int64_t right_ld, int64_t count,
-             int64_t column, int64_t columns, bool accumulate) const {
+  void chunk(int64_t split, GradientColumns<S>& left, int64_t first, int64_t count, const T* right,
+             int64_t right_ld, int64_t column, int64_t columns, bool accumulate, Ahead ahead = {}) const {
     T* to = sums_ + split * left_columns_ * ld_ + column;
-    for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
-      TileOutput<T> out{to + c, ld_, std::min<int64_t>(kTileColumns<T>, columns - c)};
-      out.accumulate = accumulate;
-      multiply<true>(Panel<T>{left, 1, left_ld}, left_columns_, right + c, right_ld, count, out);
+    for (int64_t row = 0; row < left_columns_; row += left.at_once()) {
+      const int64_t rows = std::min(left.at_once(), left_columns_ - row);
+      const Panel<T> panel = left.read(first, count, row, rows);
+      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
+        TileOutput<T> out{to + row * ld_ + c, ld_, std::min<int64_t>(kTileColumns<T>, columns - c)};
+        out.accumulate = accumulate;
+        multiply<true>(panel, rows, right + c, right_ld, count, out, ahead);
+      }
     }
   }
   void merge(const Parallel& parallel) const {
@@ -83,11 +125,11 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
   using T = Compute<S>;
   const SeparableConv2dParams& p = b.forward;
   const Image& gy = p.output;
-  const int64_t pixels = gy.n * gy.h * gy.w;
   Scratch call(ScratchUse::kCall);
   DepthwiseStage<S> depthwise(p, call);
   const int64_t depth = depthwise.depth();
-  const WeightGradientPlan plan = plan_weight_gradient(pixels, depth, gy.c, sizeof(T), tile_shape<T>());
+  const WeightGradientPlan plan = plan_weight_gradient(gy.n, gy.h, gy.w, depth, sizeof(T), tile_shape<T>(),
+                                                       parallel.threads, cache_sizes());
   WeightProduct<S> product(plan.pixel_splits, gy.c, depth, call);
   depthwise.prepare(call);
   product.prepare(call, static_cast<S*>(b.grad_pointwise_weight));
@@ -97,20 +139,25 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
     const int64_t block = std::min(plan.depth_block, round_up(depth, kTileColumns<T>)),
                   ld = panel_ld<T>(block);
     const size_t panel_slot = task.add<T>(plan.pixel_chunk * ld);
-    GradientTiles<S> gradient(gy, plan.pixel_chunk, task);
+    GradientColumns<S> gradient(gy, plan.pixel_chunk, task);
     RowSource<S> rows(depthwise.rows(), block, task);
     DepthwiseRow<T> kernel;
     T* panel = task.get<T>(panel_slot);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t split = index % plan.pixel_splits, c0 = index / plan.pixel_splits * plan.depth_block;
       const int64_t channels = std::min(plan.depth_block, depth - c0);
-      const int64_t p0 = pixels * split / plan.pixel_splits, p1 = pixels * (split + 1) / plan.pixel_splits;
       rows.select(c0, channels);
-      for (int64_t first = p0; first < p1; first += plan.pixel_chunk) {
-        const int64_t count = std::min(plan.pixel_chunk, p1 - first);
+      const int64_t begin_pixel = plan.first_pixel(split), end_pixel = plan.first_pixel(split + 1);
+      for (int64_t first = begin_pixel; first < end_pixel; first += plan.pixel_chunk) {
+        const int64_t count = std::min(plan.pixel_chunk, end_pixel - first), next = first + count,
+                      next_count = std::min(plan.pixel_chunk, end_pixel - next);
         depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
-        product.chunk(split, gradient.tile(first, count), gradient.ld(), panel, ld, count, c0, channels,
-                      first != p0);
+        Ahead ahead;
+        if (next_count > 0) {
+          ahead = gradient.ahead(next, next_count);
+          if (channels == depth) ahead.then(depthwise.ahead(rows, {0, gy.w, next, next_count}));
+        }
+        product.chunk(split, gradient, first, count, panel, ld, c0, channels, first != begin_pixel, ahead);
       }
     }
   });

@@ -24,7 +24,7 @@ void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& 
     Scratch task(ScratchUse::kTask);
     const int64_t ld = round_up(depth, kTileColumns<T>) + Vec<T>::kLanes;
     const size_t panel_slot = task.add<T>(kChunk * ld);
-    GradientTiles<S> gradient(gy, kChunk, task);
+    GradientColumns<S> gradient(gy, kChunk, task);
     RowSource<S> rows(dense.rows(), p.input.c, task);
     rows.select(0, p.input.c);
     T* panel = task.get<T>(panel_slot);
@@ -33,8 +33,7 @@ void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& 
       for (int64_t first = p0; first < p1; first += kChunk) {
         const int64_t count = std::min(kChunk, p1 - first);
         dense.fill(rows, first, count, panel, ld);
-        product.chunk(split, gradient.tile(first, count), gradient.ld(), panel, ld, count, 0, depth,
-                      first != p0);
+        product.chunk(split, gradient, first, count, panel, ld, 0, depth, first != p0);
       }
     }
   });
