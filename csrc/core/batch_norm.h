@@ -35,6 +35,9 @@ struct BatchNormBackwardParams {
   Image input, grad_output;
   const void *weight = nullptr, *mean = nullptr, *inverse_std = nullptr, *scale = nullptr, *shift = nullptr;
   Activation activation = Activation::kNone;
+  // Where another pass added them up: of every channel the sum of g, of grad_output past the activation, then
+  // of every channel that of g * (input - mean). Null: a pass of its own does.
+  const double* gradient_sums = nullptr;
   Image grad_input;  // may be the memory of input or of grad_output
   void *grad_weight = nullptr, *grad_bias = nullptr;
 };

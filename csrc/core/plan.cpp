@@ -131,16 +131,19 @@ WeightGradientPlan plan_weight_gradient(int64_t batch, int64_t out_height, int64
   return plan;
 }
 
-PixelSumPlan plan_pixel_sums(int64_t pixels, int64_t channels) {
-  // Rows of a block are long enough to stream; a task is worth waking a thread for.
-  constexpr int64_t kTasks = 32, kTaskValues = 1 << 15, kBlock = 256, kRound = 64, kMinSplitPixels = 64;
-  const int64_t tasks = std::clamp<int64_t>(pixels * channels / kTaskValues, 1, kTasks);
-  const int64_t blocks = std::clamp<int64_t>(channels / kBlock, 1, tasks);
+PixelSumPlan plan_pixel_sums(int64_t pixels, int64_t channels, bool in_spans) {
+  // A task is worth waking a thread for. Rows of a block of channels are long enough to stream; spans of
+  // pixels cost a little each, whatever their length.
+  constexpr int64_t kTasks = 32, kTaskValues = 1 << 15;
+  const int64_t most = std::clamp<int64_t>(pixels * channels / kTaskValues, 1, kTasks);
+  const auto at_most = [&](int64_t count) { return std::clamp<int64_t>(count, 1, most); };
   PixelSumPlan plan{};
-  plan.channel_block = round_up(divide_up(channels, blocks), kRound);
+  const int64_t blocks = in_spans ? at_most(most / at_most(pixels / 2048)) : at_most(channels / 256),
+                round = in_spans ? 8 : 64;
+  plan.channel_block = round_up(divide_up(channels, blocks), round);
   plan.channel_blocks = divide_up(channels, plan.channel_block);
   plan.pixel_splits =
-      std::clamp<int64_t>(tasks / plan.channel_blocks, 1, std::max<int64_t>(1, pixels / kMinSplitPixels));
+      std::min(at_most(most / plan.channel_blocks), std::max<int64_t>(1, pixels / (in_spans ? 2048 : 64)));
   return plan;
 }
 

@@ -71,7 +71,7 @@ struct PixelSumPlan {
   int64_t channel_block, channel_blocks, pixel_splits;
   int64_t tasks() const { return channel_blocks * pixel_splits; }
 };
-PixelSumPlan plan_pixel_sums(int64_t pixels, int64_t channels);
+PixelSumPlan plan_pixel_sums(int64_t pixels, int64_t channels, bool in_spans);
 
 // Forward of NCHW tensors: pixels are flattened over rows and images and cut into blocks of a register tile's
 // columns; tiles have equally many of them, give or take one.

@@ -283,16 +283,19 @@ void check_statistics(Case& c) {
     const auto at = static_cast<size_t>(k);
     const double mean = c.exact_mean[at], var = c.exact_var[at], std = std::sqrt(var + c.eps),
                  weight = c.weight.size() ? c.weight[k] : 1, bias = c.bias.size() ? c.bias[k] : 0;
-    require_near("mean", k, c.mean[k], mean, u * std::abs(mean) + 4 * u * std);
-    require_near("inverse_std", k, c.inverse_std[k], 1 / std, 8 * u / std);
-    require_near("scale", k, c.scale[k], weight / std, 10 * u * std::abs(weight) / std);
+    // The running mean of float64 values is rounded itself.
+    const double units = 8 + (c.dtype == DType::kFloat64 ? 0.1 * std::abs(mean) / std : 0);
+    require_near("mean", k, c.mean[k], mean,
+                 (c.dtype == DType::kFloat64 ? 4 : 1) * u * std::abs(mean) + 4 * u * std);
+    require_near("inverse_std", k, c.inverse_std[k], 1 / std, units * u / std);
+    require_near("scale", k, c.scale[k], weight / std, (units + 2) * u * std::abs(weight) / std);
     require_near("shift", k, c.shift[k], bias - mean * c.scale[k],
-                 u * (std::abs(bias) + 2 * std::abs(mean * c.scale[k]) + 8 * std::abs(weight)));
+                 u * (std::abs(bias) + 4 * std::abs(mean * c.scale[k]) + units * std::abs(weight)));
     require_near("running_mean", k, first[4][k], running ? 0.9 * old_mean[k] + momentum * mean : old_mean[k],
                  running ? u * (std::abs(old_mean[k]) + std::abs(mean) + std) : 0);
     const double new_var = 0.9 * old_var[k] + momentum * var * pixels / std::max(pixels - 1, 1.0);
     require_near("running_var", k, first[5][k], running ? new_var : old_var[k],
-                 running ? 8 * u * new_var : 0);
+                 running ? units * u * new_var : 0);
   }
 }
 
@@ -336,6 +339,20 @@ void check_backward(Case& c) {
   for (int64_t p = 0; p < c.shape.pixels(); ++p)
     for (int64_t k = 0; k < c.shape.c; ++k) gradient.put(p, k, 0.3 + normal());
   const Tensor separate = make(c.shape, c.dtype);
+  std::vector<double> sums;  // as another pass would have them
+  if (chance(0.3)) {
+    sums.resize(static_cast<size_t>(2 * c.shape.c));
+    for (int64_t k = 0; k < c.shape.c; ++k) {
+      long double sum = 0, product = 0;
+      for (int64_t p = 0; p < c.shape.pixels(); ++p) {
+        if (!passes(c.scale[k] * c.x.at(p, k) + c.shift[k], kind)) continue;
+        sum += gradient.at(p, k);
+        product += gradient.at(p, k) * (c.x.at(p, k) - c.mean[k]);
+      }
+      sums[static_cast<size_t>(k)] = static_cast<double>(sum);
+      sums[static_cast<size_t>(c.shape.c + k)] = static_cast<double>(product);
+    }
+  }
   Buffer first_vectors[2];
   for (const Parallel& parallel : kParallel) {
     Tensor input = c.x, grad_output = gradient, output = separate;
@@ -345,6 +362,7 @@ void check_backward(Case& c) {
     p.dtype = c.dtype, p.input = input.view(), p.grad_output = grad_output.view(), p.weight = c.weight.data(),
     p.mean = c.mean.data(), p.inverse_std = c.inverse_std.data(), p.activation = kind;
     if (kind != Activation::kNone) p.scale = c.scale.data(), p.shift = c.shift.data();
+    if (!sums.empty()) p.gradient_sums = sums.data();
     if (wants_input) p.grad_input = result.view();
     if (wants_vectors) p.grad_weight = grad_weight.data(), p.grad_bias = grad_bias.data();
     batch_norm_backward(p, parallel);
@@ -453,7 +471,7 @@ void check_special_values() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int64_t cases = argc > 1 ? std::atoll(argv[1]) : 400;
+  const int64_t cases = argc > 1 ? std::atoll(argv[1]) : 300;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   const std::vector<Isa> isas = available_isas();
   const CacheSizes machine = cache_sizes();

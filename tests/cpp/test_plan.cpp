@@ -117,6 +117,19 @@ int main() {
                     "the depthwise panel is too large", batch, size, depth);
           }
       }
+  for (int64_t pixels : {1, 2, 63, 64, 256, 10816, 65536, 10000000})
+    for (int64_t channels : {1, 3, 32, 728, 2048, 100000})
+      for (bool in_spans : {false, true}) {
+        ++cases;
+        const PixelSumPlan plan = plan_pixel_sums(pixels, channels, in_spans);
+        require(plan.channel_block * plan.channel_blocks >= channels &&
+                    plan.channel_block * (plan.channel_blocks - 1) < channels,
+                "blocks of summed channels do not cover them", pixels, channels, in_spans);
+        require(plan.pixel_splits >= 1 && plan.pixel_splits <= pixels, "a sum without pixels", pixels,
+                channels, in_spans);
+        require(pixels * channels >= 1 << 16 || plan.tasks() == 1, "a thread woken for little", pixels,
+                channels, in_spans);
+      }
   std::printf("%ld plans cover their work and keep to their memory\n", static_cast<long>(cases));
   return 0;
 }

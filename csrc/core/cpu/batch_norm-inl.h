@@ -61,17 +61,67 @@ class PixelRows {
   size_t slot_ = 0;
 };
 
-// How the passes of a batch norm walk over pixels and channels. Sums depend on it and on nothing else.
+// Adjacent pixels of a channel, within a row or, where rows join, an image.
+struct Span {
+  int64_t n, h, w, length;
+  template <class S>
+  S* of(const Image& x, int64_t channel) const {
+    return static_cast<S*>(x.data) + n * x.stride_n + channel * x.stride_c + h * x.stride_h + w;
+  }
+};
+
+// The spans of consecutive pixels, cut for all of some images of one shape.
+class PixelSpans {
+ public:
+  PixelSpans(std::initializer_list<const Image*> images) : image_(**images.begin()) {
+    bool adjacent = true, joined = true;
+    for (const Image* x : images) {
+      adjacent = adjacent && x->stride_w == 1;
+      joined = joined && (x->h == 1 || x->stride_h == x->w);
+    }
+    length_ = !adjacent ? 0 : joined ? image_.h * image_.w : image_.w;
+  }
+  int64_t length() const { return length_; }  // 0: pixels are not adjacent
+
+  void select(int64_t first, int64_t count) {
+    spans_.clear();
+    for (int64_t done = 0; done < count;) {
+      const int64_t pixel = first + done, w = pixel % image_.w, h = pixel / image_.w % image_.h,
+                    length = std::min(count - done, length_ - pixel % length_);
+      spans_.push_back({pixel / image_.w / image_.h, h, w, length});
+      done += length;
+    }
+  }
+  auto begin() const { return spans_.begin(); }
+  auto end() const { return spans_.end(); }
+
+ private:
+  Image image_;
+  int64_t length_;
+  std::vector<Span> spans_;
+};
+
+// Of so many rows sums are kept in the compute type, those of more in double.
+constexpr int64_t kMostRows = 128;
+
+// How the passes of a batch norm walk over pixels and channels: by rows of channels, or by spans of pixels
+// where these are long enough. Sums depend on it and on nothing else.
 class PixelSums {
  public:
-  explicit PixelSums(const Image& x)
-      : pixels_(x.n * x.h * x.w), channels_(x.c), plan_(plan_pixel_sums(pixels_, channels_)) {
-    constexpr int64_t kChunkValues = 8 << 10, kMinChunk = 32, kMaxChunk = 128;
-    chunk_ = std::clamp(kChunkValues / plan_.channel_block, kMinChunk, kMaxChunk);
+  PixelSums(std::initializer_list<const Image*> images, int64_t lanes)
+      : pixels_((*images.begin())->n * (*images.begin())->h * (*images.begin())->w),
+        channels_((*images.begin())->c),
+        in_spans_(PixelSpans(images).length() >= 2 * lanes),
+        plan_(plan_pixel_sums(pixels_, channels_, in_spans_)) {
+    constexpr int64_t kChunkValues = 8 << 10, kMinChunk = 32, kLaneChunk = 256;
+    chunk_ =
+        in_spans_ ? kLaneChunk * lanes : std::clamp(kChunkValues / plan_.channel_block, kMinChunk, kMostRows);
   }
 
+  bool in_spans() const { return in_spans_; }
   int64_t pixels() const { return pixels_; }
   int64_t chunk() const { return chunk_; }  // pixels whose sums are kept in the compute type
+  int64_t row_chunk() const { return in_spans_ ? 0 : chunk_; }
   int64_t channel_block() const { return std::min(plan_.channel_block, channels_); }
   int64_t tasks() const { return plan_.tasks(); }
   int64_t splits() const { return plan_.pixel_splits; }
@@ -86,10 +136,21 @@ class PixelSums {
     return {split, begin_of(split), split_pixels(split), channel,
             std::min(plan_.channel_block, channels_ - channel)};
   }
+  // body(first pixel, pixels)
+  template <class Body>
+  void for_each_chunk(const Task& t, Body&& body) const {
+    for (int64_t at = 0; at < t.count; at += chunk_) body(t.first + at, std::min(chunk_, t.count - at));
+  }
+  template <class Body>
+  void for_each_chunk_backward(const Task& t, Body&& body) const {
+    for (int64_t at = (t.count - 1) / chunk_ * chunk_; at >= 0; at -= chunk_)
+      body(t.first + at, std::min(chunk_, t.count - at));
+  }
 
  private:
   int64_t begin_of(int64_t split) const { return pixels_ * split / plan_.pixel_splits; }
   int64_t pixels_, channels_;
+  bool in_spans_;
   PixelSumPlan plan_;
   int64_t chunk_;
 };
@@ -151,6 +212,48 @@ inline void sum_products(int64_t count, T* sum, T* product, PixelFactors&& facto
   }
 }
 
+// The lanes that a vector policy reads; 0 in the others.
+template <class T>
+inline Vec<T> only(FullVector<T>, Vec<T> v) {
+  return v;
+}
+template <class T>
+inline Vec<T> only(PartialVector<T> vector, Vec<T> v) {
+  T values[Vec<T>::kLanes];
+  store(values, v);
+  return vector.read(values);
+}
+
+template <class T>
+inline T sum_lanes(Vec<T> v) {
+  T values[Vec<T>::kLanes];
+  store(values, v);
+  for (int half = Vec<T>::kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  return values[0];
+}
+
+// The two sums of a channel over all spans; factors_of(span)(vector policy, i) are those of the pixels from
+// the span's i on.
+template <class T, class FactorsOf>
+inline void sum_span_products(const PixelSpans& spans, T* sum, T* product, FactorsOf&& factors_of) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  Vec<T> sums = zero<T>(), products = zero<T>();
+  for (const Span& span : spans) {
+    const auto factors = factors_of(span);
+    const int64_t full = span.length / kLanes;
+    T buffer[2][kLanes];
+    sum_products<1>(full, buffer[0], buffer[1],
+                    [&](int64_t p, int) { return factors(FullVector<T>{}, p * kLanes); });
+    sums = add(sums, load(buffer[0])), products = add(products, load(buffer[1]));
+    if (const int rest = static_cast<int>(span.length % kLanes); rest > 0) {
+      const Factors<T> f = factors(PartialVector<T>{rest}, full * kLanes);
+      sums = add(sums, f.value), products = fma(f.value, f.factor, products);
+    }
+  }
+  *sum = sum_lanes(sums), *product = sum_lanes(products);
+}
+
 // Mean of every channel of some pixels and the sum of squared differences from it.
 struct Moments {
   double count = 0;
@@ -183,11 +286,16 @@ class MomentSums {
   void begin(Moments moments, int64_t channels) {
     moments_ = moments, channels_ = channels;
     shift_ = task_.get<T>(slot_), sum_ = shift_ + padded_, squares_ = sum_ + padded_;
+    std::fill(moments.mean, moments.mean + channels, 0.0);
+    std::fill(moments.squares, moments.squares + channels, 0.0);
   }
 
-  void add_rows(const T* rows, int64_t ld, int64_t count) {
-    if (moments_.count == 0) guess(rows, ld, std::min<int64_t>(count, 8));
-    sum(rows, ld, count);
+  // add_up(n, shift, sum, squares): of each channel, of the first n pixels of a chunk of `count`, the sums of
+  // differences from its shift and of their squares.
+  template <class AddUp>
+  void add(int64_t count, AddUp&& add_up) {
+    if (moments_.count < count) guess(std::min(count, kGuess), add_up);
+    add_up(count, shift_, sum_, squares_);
     const double n = static_cast<double>(count), inverse = 1 / n, total = moments_.count + n,
                  share = n / total, between = moments_.count * share;
     double *mean = moments_.mean, *squares = moments_.squares;
@@ -202,29 +310,16 @@ class MomentSums {
   }
 
  private:
-  // The first values stand in for the mean of the first chunk.
-  void guess(const T* rows, int64_t ld, int64_t count) {
-    std::copy(rows, rows + channels_, shift_);
-    sum(rows, ld, count);
-    for (int64_t c = 0; c < channels_; ++c) {
-      shift_[c] += sum_[c] / static_cast<T>(count);
-      moments_.mean[c] = shift_[c];
-      moments_.squares[c] = 0;
+  // Where fewer values came before than a chunk has, its first ones stand in for their mean: so many that one
+  // far from all others does not move it far.
+  static constexpr int64_t kGuess = 64;
+  template <class AddUp>
+  void guess(int64_t count, AddUp&& add_up) {
+    std::fill(shift_, shift_ + channels_, T(0));
+    for (const int64_t n : {int64_t{1}, count}) {
+      add_up(n, shift_, sum_, squares_);
+      for (int64_t c = 0; c < channels_; ++c) shift_[c] += sum_[c] / static_cast<T>(n);
     }
-  }
-
-  void sum(const T* rows, int64_t ld, int64_t count) {
-    for_each_vector_group<T>(channels_, [&](auto vectors, auto vector, int64_t c) {
-      constexpr int kVectors = decltype(vectors)::value, kLanes = Vec<T>::kLanes;
-      Vec<T> minus[kVectors];
-#pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i)
-        minus[i] = mul(vector.read(shift_ + c + i * kLanes), broadcast(T(-1)));
-      sum_products<kVectors>(count, sum_ + c, squares_ + c, [&](int64_t p, int i) {
-        const Vec<T> difference = add(vector.read(rows + p * ld + c + i * kLanes), minus[i]);
-        return Factors<T>{difference, difference};
-      });
-    });
   }
 
   int64_t padded_, channels_ = 0;
@@ -233,6 +328,36 @@ class MomentSums {
   Moments moments_;
   T *shift_ = nullptr, *sum_ = nullptr, *squares_ = nullptr;
 };
+
+// What MomentSums adds up, of rows of channels.
+template <class T>
+inline void sum_rows(const T* rows, int64_t ld, int64_t count, int64_t channels, const T* shift, T* sum,
+                     T* squares) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for_each_vector_group<T>(channels, [&](auto vectors, auto vector, int64_t c) {
+    constexpr int kVectors = decltype(vectors)::value;
+    Vec<T> minus[kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) minus[i] = mul(vector.read(shift + c + i * kLanes), broadcast(T(-1)));
+    sum_products<kVectors>(count, sum + c, squares + c, [&](int64_t p, int i) {
+      const Vec<T> difference = add(vector.read(rows + p * ld + c + i * kLanes), minus[i]);
+      return Factors<T>{difference, difference};
+    });
+  });
+}
+// The same of the spans of one channel.
+template <class S>
+inline void sum_spans(const PixelSpans& spans, const Image& x, int64_t channel, const Compute<S>* shift,
+                      Compute<S>* sum, Compute<S>* squares) {
+  using T = Compute<S>;
+  const Vec<T> minus = broadcast(-*shift);
+  sum_span_products<T>(spans, sum, squares, [&](const Span& span) {
+    return [=, from = span.of<S>(x, channel)](auto vector, int64_t i) {
+      const Vec<T> difference = only(vector, add(vector.read(from + i), minus));
+      return Factors<T>{difference, difference};
+    };
+  });
+}
 
 template <class T>
 void finish_statistics(const BatchNormStatisticsParams& b, const Moments& moments) {
@@ -260,7 +385,7 @@ void finish_statistics(const BatchNormStatisticsParams& b, const Moments& moment
 template <class S>
 void batch_norm_statistics(const BatchNormStatisticsParams& b, const Parallel& parallel) {
   using T = Compute<S>;
-  const PixelSums sums(b.input);
+  const PixelSums sums({&b.input}, Vec<T>::kLanes);
   const int64_t channels = b.input.c;
   Scratch call(ScratchUse::kCall);
   const size_t slot = call.add<double>(2 * sums.splits() * channels);
@@ -271,15 +396,25 @@ void batch_norm_statistics(const BatchNormStatisticsParams& b, const Parallel& p
   };
   parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
-    PixelRows<S> rows(b.input, sums.chunk(), sums.channel_block(), task);
+    PixelRows<S> rows(b.input, sums.row_chunk(), sums.channel_block(), task);
     MomentSums<T> moment_sums(sums.channel_block(), task);
+    PixelSpans spans({&b.input});
     for (int64_t index = end - 1; index >= begin; --index) {
       const PixelSums::Task t = sums.task(index);
       moment_sums.begin(moments(t.split, t.channel), t.channels);
-      for (int64_t at = (t.count - 1) / sums.chunk() * sums.chunk(); at >= 0; at -= sums.chunk()) {
-        const int64_t count = std::min(sums.chunk(), t.count - at);
-        moment_sums.add_rows(rows.read(t.first + at, count, t.channel, t.channels), rows.ld(), count);
-      }
+      sums.for_each_chunk_backward(t, [&](int64_t first, int64_t count) {
+        if (!sums.in_spans()) {
+          const T* x = rows.read(first, count, t.channel, t.channels);
+          return moment_sums.add(count, [&](int64_t n, const T* shift, T* sum, T* squares) {
+            sum_rows(x, rows.ld(), n, t.channels, shift, sum, squares);
+          });
+        }
+        moment_sums.add(count, [&](int64_t n, const T* shift, T* sum, T* squares) {
+          spans.select(first, n);
+          for (int64_t c = 0; c < t.channels; ++c)
+            sum_spans<S>(spans, b.input, t.channel + c, shift + c, sum + c, squares + c);
+        });
+      });
     }
   });
   Moments all = moments(0, 0);
@@ -317,49 +452,75 @@ inline void for_each_row_group(int64_t count, int64_t channels, Body&& body) {
     });
 }
 
+// The map on rows of channels; `residual` may be null.
+template <Activation kActivation, class T>
+inline void map_rows(const T* x, int64_t x_ld, const T* residual, int64_t residual_ld, T* y, int64_t y_ld,
+                     int64_t count, int64_t channels, const T* scale, const T* shift) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for_each_row_group<T>(count, channels, [&](auto vectors, auto vector, int64_t c, int64_t from, int64_t to) {
+    constexpr int kVectors = decltype(vectors)::value;
+    Vec<T> a[kVectors], s[kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i)
+      a[i] = vector.read(scale + c + i * kLanes), s[i] = vector.read(shift + c + i * kLanes);
+    for (int64_t p = from; p < to; ++p) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        const int64_t at = c + i * kLanes;
+        Vec<T> v = fma(vector.read(x + p * x_ld + at), a[i], s[i]);
+        if (residual != nullptr) v = add(v, vector.read(residual + p * residual_ld + at));
+        vector.write(y + p * y_ld + at, activate(v, kActivation));
+      }
+    }
+  });
+}
+// The map on a span of pixels of a channel.
+template <Activation kActivation, class S>
+inline void map_span(const S* x, const S* residual, S* y, int64_t count, Compute<S> scale, Compute<S> shift) {
+  using T = Compute<S>;
+  const Vec<T> a = broadcast(scale), s = broadcast(shift);
+  for_each_vector<T>(count, [=](auto vector, int64_t i) {
+    Vec<T> v = fma(vector.read(x + i), a, s);
+    if (residual != nullptr) v = add(v, vector.read(residual + i));
+    vector.write(y + i, activate(v, kActivation));
+  });
+}
+
 template <class S>
 void batch_norm(const BatchNormParams& b, const Parallel& parallel) {
   using T = Compute<S>;
-  const PixelSums sums(b.input);
+  const bool has_residual = b.residual.data != nullptr;
+  const Image& other = has_residual ? b.residual : b.input;
+  const PixelSums sums({&b.input, &other, &b.output}, Vec<T>::kLanes);
   const auto *scale = static_cast<const T*>(b.scale), *shift = static_cast<const T*>(b.shift);
   const bool in_place = b.output.data == b.input.data || b.output.data == b.residual.data;
   const bool streamed = !in_place && bypasses_caches(sums.pixels() * b.output.c * sizeof(S), cache_sizes());
-  parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
-    Scratch task(ScratchUse::kTask);
-    const bool has_residual = b.residual.data != nullptr;
-    PixelRows<S> input(b.input, sums.chunk(), sums.channel_block(), task),
-        residual(has_residual ? b.residual : b.input, sums.chunk(), sums.channel_block(), task),
-        output(b.output, sums.chunk(), sums.channel_block(), task, streamed);
-    for (int64_t index = begin; index < end; ++index) {
-      const PixelSums::Task t = sums.task(index);
-      for (int64_t at = 0; at < t.count; at += sums.chunk()) {
-        const int64_t first = t.first + at, count = std::min(sums.chunk(), t.count - at);
-        const T* x = input.read(first, count, t.channel, t.channels);
-        const T* r = has_residual ? residual.read(first, count, t.channel, t.channels) : nullptr;
-        output.write(first, count, t.channel, t.channels, [&](T* y) {
-          with_activation(b.activation, [&](auto activation) {
-            for_each_row_group<T>(
-                count, t.channels, [&](auto vectors, auto vector, int64_t c, int64_t from, int64_t to) {
-                  constexpr int kVectors = decltype(vectors)::value, kLanes = Vec<T>::kLanes;
-                  Vec<T> a[kVectors], s[kVectors];
-#pragma GCC unroll 4
-                  for (int i = 0; i < kVectors; ++i) {
-                    a[i] = vector.read(scale + t.channel + c + i * kLanes);
-                    s[i] = vector.read(shift + t.channel + c + i * kLanes);
-                  }
-                  for (int64_t p = from; p < to; ++p) {
-#pragma GCC unroll 4
-                    for (int i = 0; i < kVectors; ++i) {
-                      Vec<T> v = fma(vector.read(x + p * input.ld() + c + i * kLanes), a[i], s[i]);
-                      if (r != nullptr) v = add(v, vector.read(r + p * residual.ld() + c + i * kLanes));
-                      vector.write(y + p * output.ld() + c + i * kLanes,
-                                   activate(v, decltype(activation)::value));
-                    }
-                  }
-                });
-          });
+  with_activation(b.activation, [&](auto activation) {
+    constexpr Activation kActivation = decltype(activation)::value;
+    parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
+      Scratch task(ScratchUse::kTask);
+      PixelRows<S> input(b.input, sums.row_chunk(), sums.channel_block(), task),
+          residual(other, sums.row_chunk(), sums.channel_block(), task),
+          output(b.output, sums.row_chunk(), sums.channel_block(), task, streamed);
+      PixelSpans spans({&b.input, &other, &b.output});
+      for (int64_t index = begin; index < end; ++index) {
+        const PixelSums::Task t = sums.task(index);
+        sums.for_each_chunk(t, [&](int64_t first, int64_t count) {
+          if (!sums.in_spans()) {
+            const T* x = input.read(first, count, t.channel, t.channels);
+            const T* r = has_residual ? residual.read(first, count, t.channel, t.channels) : nullptr;
+            return output.write(first, count, t.channel, t.channels, [&](T* y) {
+              map_rows<kActivation>(x, input.ld(), r, residual.ld(), y, output.ld(), count, t.channels,
+                                    scale + t.channel, shift + t.channel);
+            });
+          }
+          spans.select(first, count);
+          for (int64_t c = t.channel; c < t.channel + t.channels; ++c)
+            for (const Span& span : spans)
+              map_span<kActivation, S>(span.of<S>(b.input, c), has_residual ? span.of<S>(other, c) : nullptr,
+                                       span.of<S>(b.output, c), span.length, scale[c], shift[c]);
         });
       }
-    }
+    });
   });
 }
