@@ -38,7 +38,7 @@ def calibrated(model: nn.Module, images: torch.Tensor) -> nn.Module:
 def in_torch(model: nn.Module, images: torch.Tensor, setup: networks.Setup) -> Contestant:
     model = model.to(memory_format=setup.memory_format)
     x = images.contiguous(memory_format=setup.memory_format)
-    call = torch.compile(model, dynamic=False) if setup.compiled else model
+    call = setup.call(model)
 
     def forward() -> tuple[torch.Tensor]:
         with torch.inference_mode():
@@ -130,7 +130,7 @@ def table(run: dict[str, Any]) -> str:
 
 def main() -> None:
     options = harness.parser(__doc__, rounds=15)
-    options.add_argument("--model", choices=networks.MODELS, default="xception")
+    options.add_argument("--model", choices=networks.XCEPTIONS, default="xception")
     options.add_argument("--size", type=harness.positive, default=299, help="height and width of the images")
     options.add_argument("--batch", type=harness.positive, default=1)
     options.add_argument("--classes", type=harness.positive, default=1000)

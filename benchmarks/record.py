@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import harness
+import mobilenets
 
 FOLDER = Path(__file__).resolve().parent
 # Shape files of whole networks, measured at batch 1, and what they are called in tables.
@@ -32,11 +33,32 @@ SMALL_MAPS = {
 }
 BATCHES = (1, 32, 128)
 TORCH_ONLY = ["--contestants", "sepconv,sepconv-nchw,stock-nhwc,stock-nchw"]
+AUTOCAST = ["--contestants", "sepconv,sepconv-bfloat16,stock-bfloat16,stock-bfloat16-nchw,compile-bfloat16"]
+# MobileNets train as timm makes them.
+MOBILENET = ["--size", "224", "--batch", "16", "--classes", "1000", "--rounds", "9", "--steps", "1"]
 
 
 def _layers(shapes: str, *options: str) -> list[str]:
     return ["layers.py", "--shapes", shapes, *options]
 
+
+def _training(model: str, *options: str) -> list[str]:
+    return ["training.py", "--model", model, *options]
+
+
+# Records of training.py, first those in float32.
+TRAINING = {
+    "training-optimized_xception": _training("optimized_xception"),
+    "training-optimized_xception-stride1": _training("optimized_xception", "--stem-stride", "1"),
+    "training-xception": _training("xception"),
+    "training-xception-stride1": _training("xception", "--stem-stride", "1", "--rounds", "9", "--steps", "1"),
+    **{f"training-{model}": _training(model, *MOBILENET) for model in mobilenets.NAMES},
+}
+TRAINING_BFLOAT16 = {
+    f"{name}-bfloat16": [*command, *AUTOCAST]
+    for name, command in TRAINING.items()
+    if "mobilenet" not in name and name != "training-xception-stride1"
+}
 
 # Name of the record: the command that makes it. `tables.py` and the README know the records by these names.
 RUNS = {
@@ -49,6 +71,8 @@ RUNS = {
     "layers-xception-avx2": _layers("xception", "--isa", "avx2", *TORCH_ONLY),
     "layers-xception-batch-8": _layers("xception", "--batch", "8"),
     "layers-xception-training": _layers("xception", "--batch", "8", "--backward"),
+    "layers-gradients": _layers("gradients", "--batch", "32", "--backward"),
+    "layers-gradients-bfloat16": _layers("gradients", "--batch", "32", "--backward", "--dtype", "bfloat16"),
     "layers-hard": _layers("hard"),
     "layers-hard-frozen": _layers("hard", "--frozen"),
     "layers-windows": _layers("windows"),
@@ -63,8 +87,9 @@ RUNS = {
     "overhead": ["overhead.py"],
     "models-xception": ["models.py", "--model", "xception", "--size", "299"],
     "models-optimized_xception": ["models.py", "--model", "optimized_xception", "--size", "299"],
-    "training-optimized_xception": ["training.py", "--model", "optimized_xception"],
-    "training-xception": ["training.py", "--model", "xception"],
+    **TRAINING,
+    **TRAINING_BFLOAT16,
+    "convergence": ["convergence.py"],
 }
 # What the README's plot is drawn from.
 ROOFLINE = [f"layers-{network}{kind}" for network in NETWORKS for kind in ("", "-frozen")]

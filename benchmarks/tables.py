@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import average
+import convergence
 import demo
 import harness
 import layer_tables
@@ -118,8 +119,19 @@ def _models(runs: Runs) -> str:
 
 
 def _training(runs: Runs) -> str:
-    parts = [f"**{run['name']}**\n\n{training.table(run)}" for run in runs.values()]
-    return "\n\n".join([*parts, _footer(*runs.values())])
+    """A line a network: its step, then what it holds in memory."""
+    tables = [training.steps_table(runs.values()), training.memory_table(runs.values())]
+    return "\n\n".join([*tables, _footer(*runs.values())])
+
+
+def _training_phases(runs: Runs) -> str:
+    return "\n\n".join([*map(training.table, runs.values()), _footer(*runs.values())])
+
+
+def _convergence(runs: Runs) -> str:
+    (run,) = runs.values()
+    parts = [*map(convergence.table, run["rows"]), *convergence.exceeded(run)]
+    return "\n\n".join([*parts, _footer(run)])
 
 
 # Name on the page: how it is rendered, and the records it needs; those not measured are left out.
@@ -138,7 +150,10 @@ TABLES: dict[str, tuple[Callable[[Runs], str], Sequence[str]]] = {
     "average-raised": (_average, ["average-raised"]),
     "overhead": (_overhead, ["overhead"]),
     "models": (_models, ["models-xception", "models-optimized_xception"]),
-    "training": (_training, ["training-optimized_xception", "training-xception"]),
+    "training": (_training, list(record.TRAINING)),
+    "training-phases": (_training_phases, list(record.TRAINING)),
+    "training-bfloat16": (_training, list(record.TRAINING_BFLOAT16)),
+    "convergence": (_convergence, ["convergence"]),
 }
 
 

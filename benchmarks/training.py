@@ -1,166 +1,75 @@
 """Times whole training steps (forward, backward, optimizer) of a network, and the memory they take.
 
     python benchmarks/training.py --model optimized_xception --batch 64
+    python benchmarks/training.py --model mobilenetv2_100 --size 224 --batch 16 --classes 1000
+    python benchmarks/training.py --contestants sepconv,sepconv-bfloat16,stock-bfloat16
+    python benchmarks/training.py --profile
 
-Each contestant lives in its own process, so that each has its own peak memory; the processes take turns, so
-that they share the machine's good and bad moments. Gradients are checked against float64 after the timing,
-where the check cannot disturb the memory that is measured.
+sepconv's MobileNets are timm's networks with their convolutions, batch norms and activations in a
+``sepconv.FusedSequential``, on the same parameters. Names with `bfloat16` run under autocast.
+
+Before anything is timed, sepconv's network and stock's are compared in float64: loss, gradients and running
+statistics. Each contestant lives in its own process (trainee.py), so that each has its own peak memory; the
+processes take turns, so that they share the machine's good and bad moments. Gradients are checked against
+float64 after the timing, where the check cannot disturb the memory that is measured.
 
 Peak memory is the resident size at its highest while steps run, less the size before the first step.
-Activation memory is the sum of the distinct storages, parameters and buffers aside, that autograd saves.
+Activation memory is the sum of the distinct storages, parameters and buffers aside, that autograd saves: of
+the network, and of one block [ReLU → separable convolution → batch norm] by itself.
+
+--profile prints the operators that take the largest shares of a step by themselves (torch.profiler).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import harness
 import networks
 import torch
-from networks import SETUPS
-from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-
-from sepconv.models.metrics import PeakMemory
+from trainee import BLOCK_INPUT, PHASES, SETUPS
 
 BASELINE = "sepconv"
-PHASES = ("forward", "backward", "optimizer")
-DEFAULT_CONTESTANTS = "sepconv,sepconv-nchw,stock-nhwc,stock-nchw,compile"
-CLASSES = 10
+DEFAULT_CONTESTANTS = "sepconv,stock-nhwc,stock-nchw,compile"
+# In float64 the two differ by rounding alone, which batch norm of few values magnifies.
+SAME = 1e-9
+PROFILE_ROWS = 12
+
+Run = dict[str, Any]
 
 
-# In the contestant's process --------------------------------------------------------------------------------
+# Measuring --------------------------------------------------------------------------------------------------
 
 
-class Trainee:
-    """One contestant: its network, its optimizer and its batch."""
-
-    def __init__(self, setup: networks.Setup, args: argparse.Namespace) -> None:
-        self.args, self.setup = args, setup
-        self.model = self.built(setup.layers).to(memory_format=setup.memory_format)
-        self.call = torch.compile(self.model, dynamic=False) if setup.compiled else self.model
-        self.images = networks.images(args.batch, args.size).contiguous(memory_format=setup.memory_format)
-        self.labels = torch.arange(args.batch) % CLASSES
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
-
-    def built(self, layers: str) -> nn.Module:
-        return networks.build(self.args.model, layers, CLASSES, self.args.stem_stride).train()
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16) if self.args.amp == "bf16" else nullcontext()
-
-    def loss(self) -> torch.Tensor:
-        with self.autocast():
-            return F.cross_entropy(self.call(self.images).float(), self.labels)
-
-    def step(self) -> dict[str, float]:
-        """Seconds of each phase of one training step."""
-        marks = [time.perf_counter()]
-        loss = self.loss()
-        marks.append(time.perf_counter())
-        loss.backward()
-        marks.append(time.perf_counter())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        marks.append(time.perf_counter())
-        return {phase: end - start for phase, start, end in zip(PHASES, marks, marks[1:], strict=False)}
-
-    def activation_bytes(self) -> int:
-        """Bytes of the distinct storages, parameters and buffers aside, that one forward pass saves."""
-        own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
-        saved: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor  # the graph keeps it alive, so no address is used twice
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.loss()
-        del loss
-        return sum(saved.values())
-
-    def check(self) -> None:
-        """Raises where the gradients from seed 0 are further from float64 than ten times stock's.
-
-        Of stock's two memory formats the one further off counts: a rounding that turns one ReLU or one
-        maximum of a pool changes the gradient far more than the rounding itself, in either.
-        """
-
-        def gradient(
-            model: nn.Module, images: torch.Tensor, autocast: AbstractContextManager[Any]
-        ) -> torch.Tensor:
-            with autocast:
-                logits = model(images)
-            F.cross_entropy(
-                logits.to(torch.promote_types(images.dtype, torch.float32)), self.labels
-            ).backward()
-            return torch.cat([p.grad.double().flatten() for p in model.parameters()])
-
-        images = self.images.contiguous()
-        exact = gradient(self.built("stock").double(), images.double(), nullcontext())
-        formats = torch.contiguous_format, torch.channels_last
-        stock = [
-            gradient(
-                self.built("stock").to(memory_format=form), images.to(memory_format=form), self.autocast()
-            )
-            for form in formats
-        ]
-        self.model.load_state_dict(self.built("stock").state_dict())
-        self.model.zero_grad(set_to_none=True)
-        self.loss().backward()
-        ours = torch.cat([p.grad.double().flatten() for p in self.model.parameters()])
-        error = networks.relative_error(ours, exact)
-        tolerance = max(networks.relative_error(got, exact) for got in stock)
-        if not error <= 10 * tolerance:
-            raise AssertionError(f"gradients are {error:.1e} away from float64, stock's {tolerance:.1e}")
+def step_in_float64(args: argparse.Namespace, layers: str) -> dict[str, torch.Tensor]:
+    """Loss, gradients and running statistics of a step on a part of the batch."""
+    batch = min(args.batch, 8)
+    images = networks.images(batch, args.size).double().contiguous(memory_format=torch.channels_last)
+    model = networks.build(args.model, layers, args.classes, args.stem_stride).double().train()
+    loss = F.cross_entropy(model(images), torch.arange(batch) % args.classes)
+    loss.backward()
+    return {
+        "loss": loss.detach(),
+        "gradients": networks.flat([p.grad for p in model.parameters()]),
+        "running statistics": networks.flat(list(model.buffers())),
+    }
 
 
-def resident_mib() -> float:
-    """Present resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def serve(name: str, args: argparse.Namespace) -> None:
-    """Answers each line of stdin with a line of JSON, until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever libraries print must not mix with the answers
-    torch.set_num_threads(args.threads)
-    trainee = Trainee(SETUPS[name], args)
-    before = resident_mib()
-    for _ in range(2):  # builds the optimizer's state; compiles
-        trainee.step()
-    peak = PeakMemory(torch.device("cpu"))
-    peak.reset()
-
-    def turn() -> dict[str, Any]:
-        trainee.step()  # after another process's turn the caches are cold
-        steps = [trainee.step() for _ in range(args.steps)]
-        return {phase: sum(step[phase] for step in steps) / len(steps) for phase in PHASES}
-
-    def finish() -> dict[str, Any]:
-        memory = {"peak_mib": peak.mib() - before, "activation_mib": trainee.activation_bytes() / 2**20}
-        trainee.check()
-        return memory
-
-    commands = {"turn": turn, "finish": finish}
-    print(json.dumps({"ready": True}), file=answers)
-    for line in sys.stdin:
-        print(json.dumps(commands[line.strip()]()), file=answers)
-
-
-# In the parent ----------------------------------------------------------------------------------------------
+def compare_in_float64(args: argparse.Namespace) -> None:
+    """Raises where sepconv's network does not compute what stock's does."""
+    ours, stock = (step_in_float64(args, layers) for layers in ("sepconv", "stock"))
+    for what, expected in stock.items():
+        error = networks.relative_error(ours[what], expected)
+        if not error <= SAME:
+            raise AssertionError(f"{args.model}: {what} in float64 are {error:.1e} away from stock's")
 
 
 class Worker:
@@ -169,19 +78,23 @@ class Worker:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name = name
         settings = {key: value for key, value in vars(args).items() if key != "json"}
-        command = [sys.executable, __file__, "--serve", name, json.dumps(settings)]
+        script = Path(__file__).with_name("trainee.py")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, str(script), name, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
         self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Any:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} ended with status {self.process.wait()}; its messages stand above")
         return json.loads(line)
 
-    def ask(self, command: str) -> dict[str, Any]:
+    def ask(self, command: str) -> Any:
         print(command, file=self.process.stdin)
         return self._answer()
 
@@ -195,6 +108,7 @@ class Worker:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
+    compare_in_float64(args)
     workers: dict[str, Worker] = {}
     try:
         for name in tqdm(args.contestants, desc="start and first steps", disable=None, leave=False):
@@ -215,9 +129,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             **contestants[name],
             **memory[name],
         }
-    amp = "" if args.amp == "none" else f", {args.amp} autocast"
-    name = f"{args.model} {args.size}x{args.size}, batch {args.batch}, stem stride {args.stem_stride}{amp}"
-    return {"name": name, "probe": rates, "contestants": contestants}
+    return {"name": title(args), "probe": rates, "contestants": contestants}
+
+
+def title(args: argparse.Namespace) -> str:
+    stem = f", stem stride {args.stem_stride}" if args.model in networks.XCEPTIONS else ""
+    return f"{args.model}, {args.size}x{args.size}, batch {args.batch}{stem}"
 
 
 def take_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -230,35 +147,122 @@ def take_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[dict[s
     return turns
 
 
-def table(run: dict[str, Any]) -> str:
-    """One row a contestant: phases, the whole step, its time over sepconv's, memory."""
+def profiles(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """What the operators of each contestant take in a step, one contestant after the other."""
+    rows = {}
+    for name in args.contestants:
+        worker = Worker(name, args)
+        try:
+            rows[name] = worker.ask("profile")
+        finally:
+            worker.close()
+    return rows
+
+
+# Tables -----------------------------------------------------------------------------------------------------
+
+
+def contestants(runs: Iterable[Run]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run["contestants"]))
+
+
+def label(run: Run) -> str:
+    return run["name"] + ("" if run["probe"]["steady"] else " ~")
+
+
+def table(run: Run) -> str:
+    """One row a contestant: phases, the whole step, its time over sepconv's."""
     rows = []
     for name, result in run["contestants"].items():
-        row = [name, *(harness.milliseconds(result["ms"][phase]["median"]) for phase in (*PHASES, "step"))]
-        row.append(harness.times(result["ratio"]["median"]) if "ratio" in result else "-")
-        row += [f"{result['peak_mib']:.0f}", f"{result['activation_mib']:.1f}"]
-        rows.append(row)
-    headers = ["ms a step", *PHASES, "step", "time / sepconv", "peak memory, MiB", "activations, MiB"]
-    return harness.table(headers, rows)
+        times = [harness.milliseconds(result["ms"][phase]["median"]) for phase in (*PHASES, "step")]
+        ratio = harness.times(result["ratio"]["median"]) if "ratio" in result else "-"
+        rows.append([name, *times, ratio])
+    return harness.table([f"{label(run)}, ms", *PHASES, "step", "time / sepconv"], rows)
+
+
+def steps_table(runs: Iterable[Run]) -> str:
+    """One row a network: each contestant's step and its time over sepconv's."""
+    runs = list(runs)
+    names = contestants(runs)
+
+    def cell(run: Run, name: str) -> str:
+        result = run["contestants"].get(name)
+        return harness.time_and_ratio(result and result | {"ms": result["ms"]["step"]})
+
+    rows = [[label(run), *(cell(run, name) for name in names)] for run in runs]
+    return harness.table(["training step, ms", *names], rows)
+
+
+def memory_table(runs: Iterable[Run]) -> str:
+    """MiB of each contestant: activations and peak of each network, activations of one block.
+
+    In brackets sepconv's share of it, in the same dtype.
+    """
+    runs = list(runs)
+    names = contestants(runs)
+
+    def cell(run: Run, name: str, key: str) -> str:
+        results = run["contestants"]
+        if name not in results:
+            return "-"
+        ours = "sepconv-bfloat16" if name in networks.AUTOCAST_SETUPS else BASELINE
+        text = f"{results[name][key]:.0f}"
+        if name == ours or ours not in results:
+            return text
+        return f"{text} ({results[ours][key] / results[name][key]:.0%})"
+
+    rows = [
+        [what, *(cell(run, name, key) for name in names)]
+        for run in runs
+        for what, key in (
+            (f"{run['name']}: activations", "activation_mib"),
+            (f"{run['name']}: peak", "peak_mib"),
+        )
+    ]
+    size = "x".join(map(str, BLOCK_INPUT))
+    block = [f"one block, {size}: activations", *(cell(runs[0], name, "block_mib") for name in names)]
+    return harness.table(["MiB (sepconv's share)", *names], [block, *rows])
+
+
+def profile_table(name: str, rows: list[dict[str, Any]]) -> str:
+    """The operators that take most, by themselves, and what the others take together."""
+    whole = sum(row["ms"] for row in rows)
+    others = rows[PROFILE_ROWS:]
+    rest = {
+        "name": f"{len(others)} others",
+        "calls": sum(row["calls"] for row in others),
+        "ms": sum(row["ms"] for row in others),
+    }
+    shown = [*rows[:PROFILE_ROWS], *([rest] if others else [])]
+    lines = [
+        [row["name"], f"{row['calls']:.0f}", harness.milliseconds(row["ms"]), f"{row['ms'] / whole:.1%}"]
+        for row in shown
+    ]
+    return harness.table([f"{name}, a step", "calls", "ms", "share"], lines)
 
 
 def main() -> None:
-    if len(sys.argv) == 4 and sys.argv[1] == "--serve":
-        serve(sys.argv[2], argparse.Namespace(**json.loads(sys.argv[3])))
-        return
     options = harness.parser(__doc__, rounds=15)
-    options.add_argument("--model", choices=networks.MODELS, default="optimized_xception")
+    options.add_argument("--model", choices=networks.NAMES, default="optimized_xception")
     options.add_argument("--size", type=harness.positive, default=32, help="height and width of the images")
     options.add_argument("--batch", type=harness.positive, default=64)
-    options.add_argument("--stem-stride", type=int, choices=(1, 2), default=2)
-    options.add_argument("--amp", choices=("none", "bf16"), default="none", help="autocast")
+    options.add_argument("--classes", type=harness.positive, default=10)
+    options.add_argument("--stem-stride", type=int, choices=(1, 2), default=2, help="of the Xceptions")
     options.add_argument("--steps", type=harness.positive, default=3, help="timed steps a turn (%(default)s)")
     options.add_argument("--contestants", default=DEFAULT_CONTESTANTS, help=f"of {','.join(SETUPS)}")
+    options.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     args = options.parse_args()
+    if args.model not in networks.XCEPTIONS and args.stem_stride != 2:
+        raise SystemExit(f"--stem-stride: {args.model} has a stem of its own")
     harness.prepare(args)
     args.contestants = harness.choose(args.contestants, SETUPS)
+    if args.profile:
+        print(title(args))
+        for name, rows in profiles(args).items():
+            print(profile_table(name, rows), end="\n\n")
+        return
     run = harness.record("training", args, **measure(args))
-    print(harness.describe(run), run["name"] + ("" if run["probe"]["steady"] else " ~"), table(run), sep="\n")
+    print(harness.describe(run), table(run), memory_table([run]), sep="\n\n")
     if not run["probe"]["steady"]:
         print(f"~ the FMA probe changed by more than {harness.PROBE_TOLERANCE:.0%} during the run")
     harness.warn_if_reference()

@@ -1,4 +1,8 @@
-"""What both Xceptions are made of: stem, separable units, residual modules, classifier."""
+"""What both Xceptions are made of: stem, separable units, residual modules, classifier.
+
+Chains of convolutions, batch norms and ReLUs are built from the layer set's ``sequential``, which may run a
+chain as one operation. A chain ends where a tensor has two readers: where a shortcut begins.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ def stem(
         )
     else:
         conv1 = nn.Conv2d(in_channels, 32, 3, stride=stride, padding=padding, bias=False)
-    return nn.Sequential(
+    return layers.sequential(
         OrderedDict(
             conv1=conv1,
             bn1=nn.BatchNorm2d(32),
@@ -68,18 +72,19 @@ def separable_units(
 ) -> nn.Sequential:
     """A chain of separable units through `channels`, then, with `pool`, a 3x3 max-pool of stride 2.
 
-    Only the first ReLU reads the module's input, which a shortcut reads too: the others work in place.
+    Only the first ReLU reads the module's input, which a shortcut reads too: the others work in place. A unit
+    by itself is a plain ``nn.Sequential``: it is the chain that decides how its units run.
     """
     units = [
         separable_unit(a, b, layers, relu="before" if i or leading_relu else None, inplace=i > 0)
         for i, (a, b) in enumerate(pairwise(channels))
     ]
-    return nn.Sequential(*units, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
+    return layers.sequential(*units, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
 
 
-def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+def projection(in_channels: int, out_channels: int, layers: LayerSet, *, stride: int = 1) -> nn.Sequential:
     """The linear shortcut: 1x1 convolution and batch norm."""
-    return nn.Sequential(
+    return layers.sequential(
         OrderedDict(
             conv=nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
             bn=nn.BatchNorm2d(out_channels),
@@ -102,12 +107,12 @@ class Residual(nn.Module):
 def downsampling(channels: Sequence[int], layers: LayerSet, *, leading_relu: bool = True) -> Residual:
     """Separable units and a max-pool that halves the map, beside a projection of stride 2."""
     body = separable_units(channels, layers, leading_relu=leading_relu, pool=True)
-    return Residual(body, projection(channels[0], channels[-1], stride=2))
+    return Residual(body, projection(channels[0], channels[-1], layers, stride=2))
 
 
 def last_units(layers: LayerSet) -> nn.Sequential:
     """The last module of both networks: 1024 → 1536 → 2048 channels, no residual."""
-    return nn.Sequential(
+    return layers.sequential(
         separable_unit(1024, 1536, layers, relu="after"), separable_unit(1536, 2048, layers, relu="after")
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sepconv.modules import RowAverageConv2d, SeparableConv2d
+from sepconv import FusedSequential, RowAverageConv2d, SeparableConv2d
 
 
 class StockSeparableConv2d(nn.Module):
@@ -64,11 +64,12 @@ class LayerSet:
 
     separable_conv2d: type[nn.Module]
     row_average_conv2d: type[nn.Module]
+    sequential: type[nn.Sequential]  # of what stands around them
 
 
 LAYERS = {
-    "sepconv": LayerSet(SeparableConv2d, RowAverageConv2d),
-    "stock": LayerSet(StockSeparableConv2d, StockRowAverageConv2d),
+    "sepconv": LayerSet(SeparableConv2d, RowAverageConv2d, FusedSequential),
+    "stock": LayerSet(StockSeparableConv2d, StockRowAverageConv2d, nn.Sequential),
 }
 
 

@@ -37,11 +37,13 @@ def _residual_pair(first_units: int, shortcuts: str, layers: LayerSet) -> nn.Mod
     """A middle module with two linear residual blocks: `first_units` separable units, then one more."""
     width = MIDDLE_CHANNELS
     if shortcuts == "module":
-        return Residual(separable_units([width] * (first_units + 2), layers), projection(width, width))
-    first = projection(width, width) if shortcuts == "every" else nn.Identity()
+        return Residual(
+            separable_units([width] * (first_units + 2), layers), projection(width, width, layers)
+        )
+    first = projection(width, width, layers) if shortcuts == "every" else nn.Identity()
     return nn.Sequential(
         Residual(separable_units([width] * (first_units + 1), layers), first),
-        Residual(separable_units([width] * 2, layers), projection(width, width)),
+        Residual(separable_units([width] * 2, layers), projection(width, width, layers)),
     )
 
 
@@ -49,7 +51,7 @@ def _middle(shortcuts: str, layers: LayerSet) -> nn.Sequential:
     if shortcuts not in SHORTCUTS:
         raise ValueError(f"shortcuts must be one of {', '.join(map(repr, SHORTCUTS))}, got {shortcuts!r}")
     width = MIDDLE_CHANNELS
-    around = projection(width, width) if shortcuts == "module" else nn.Identity()
+    around = projection(width, width, layers) if shortcuts == "module" else nn.Identity()
     return nn.Sequential(
         *(_residual_pair(1, shortcuts, layers) for _ in range(MIDDLE_FLOW_1_MODULES)),
         Residual(separable_units([width] * 4, layers), around),

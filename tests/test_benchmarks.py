@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import itertools
@@ -54,9 +55,9 @@ def peers():
     return importlib.import_module("peers")
 
 
-def run_script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_script(name: str, *arguments: str | Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
 
 
 def record_of(script: str, path: Path, *arguments: str | Path) -> dict:
@@ -417,16 +418,168 @@ def test_layers_refuses_unknown_contestants_and_shapes():
 
 
 def test_training_writes_phases_and_memory(tmp_path):
-    options = ["--batch", "8", "--steps", "1", "--contestants", "sepconv,stock-nhwc"]
+    names = ["sepconv", "stock-nhwc", "sepconv-bfloat16"]
+    options = ["--batch", "8", "--steps", "1", "--contestants", ",".join(names)]
     run = record_of("training.py", tmp_path / "training.json", *options)
-    assert run["contestants"].keys() == {"sepconv", "stock-nhwc"}
+    assert list(run["contestants"]) == names
     for result in run["contestants"].values():
         phases = [result["ms"][phase]["median"] for phase in ("forward", "backward", "optimizer")]
         assert min(phases) > 0
         assert math.isclose(sum(phases), result["ms"]["step"]["median"], rel_tol=1e-6)
         assert result["peak_mib"] > 0
-    activations = {name: result["activation_mib"] for name, result in run["contestants"].items()}
+    activations, blocks = (
+        {name: result[key] for name, result in run["contestants"].items()}
+        for key in ("activation_mib", "block_mib")
+    )
     assert 0 < activations["sepconv"] < activations["stock-nhwc"], "the depthwise output must not be saved"
+    assert 0 < blocks["sepconv"] <= 0.4 * blocks["stock-nhwc"], "nothing but the block's input must be saved"
+    plot, training = importlib.import_module("plot"), importlib.import_module("training")
+    for name in names:
+        assert name in training.table(run)
+    plot.save(plot.phases(run), tmp_path / "phases.png")
+    assert (tmp_path / "phases.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_profiles_the_operators_of_a_step():
+    options = ["--batch", "4", "--steps", "1", "--contestants", "sepconv", "--threads", "1"]
+    done = run_script("training.py", "--profile", *options)
+    assert done.returncode == 0, done.stderr
+    assert "sepconv, a step" in done.stdout
+    assert "aten::_fused_adam_" in done.stdout
+    assert "others" in done.stdout
+
+
+def test_training_refuses_a_network_that_computes_something_else(monkeypatch):
+    training = importlib.import_module("training")
+    build = training.networks.build
+    args = argparse.Namespace(model="optimized_xception", batch=4, size=32, classes=10, stem_stride=2)
+    training.compare_in_float64(args)
+
+    def one_weight_off(model: str, layers: str, num_classes: int, stem_stride: int = 2) -> nn.Module:
+        network = build(model, layers, num_classes, stem_stride)
+        if layers == "sepconv":
+            with torch.no_grad():
+                network.exit.body[0].conv.pointwise.weight[0, 0] += 1e-3
+        return network
+
+    monkeypatch.setattr(training.networks, "build", one_weight_off)
+    with pytest.raises(AssertionError, match="loss in float64"):
+        training.compare_in_float64(args)
+
+
+def made_up_training(name: str, **steps: float) -> dict:
+    """A training record: milliseconds a step; as many MiB of activations, twice that at peak."""
+    return {
+        "name": name,
+        "probe": {"steady": True},
+        "contestants": {
+            contestant.replace("_", "-"): {
+                "ms": {"step": {"median": ms}},
+                "ratio": {"median": ms / steps["sepconv"]},
+                "activation_mib": ms,
+                "peak_mib": 2 * ms,
+                "block_mib": 100.0,
+            }
+            for contestant, ms in steps.items()
+        },
+    }
+
+
+def test_training_tables_compare_networks():
+    training = importlib.import_module("training")
+    runs = [
+        made_up_training("one", sepconv=10.0, stock_nhwc=25.0),
+        made_up_training("two", sepconv=20.0, sepconv_bfloat16=10.0, stock_bfloat16=40.0),
+    ]
+    one, two = training.steps_table(runs).splitlines()[2:]
+    assert "10.0" in one and "25.0 (2.50x)" in one and one.count(" - ") == 2
+    assert "40.0 (2.00x)" in two
+    block, *rows = training.memory_table(runs).splitlines()[2:]
+    assert "one block" in block and "100 (100%)" in block
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "one: activations",
+        "one: peak",
+        "two: activations",
+        "two: peak",
+    ]
+    assert "25 (40%)" in rows[0] and "50 (40%)" in rows[1]
+    assert "40 (25%)" in rows[2], "bfloat16 is compared with bfloat16"
+
+
+@pytest.mark.parametrize("name", ["mobilenetv1_100", "mobilenetv2_100"])
+def test_timms_mobilenets_are_the_same_networks_as_chains(name):
+    pytest.importorskip("timm", reason="timm, whose networks are compared, is not installed")
+    networks = importlib.import_module("networks")
+    stock, ours = (networks.build(name, layers, 10).double() for layers in ("stock", "sepconv"))
+    assert isinstance(ours, sepconv.FusedSequential)
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    images = networks.images(4, 64).double().contiguous(memory_format=torch.channels_last)
+    for model in (stock, ours):
+        nn.functional.cross_entropy(model(images), torch.arange(4)).backward()
+    for (key, a), b in zip(stock.named_parameters(), ours.parameters(), strict=True):
+        assert networks.relative_error(b.grad, a.grad) < 1e-9, key
+    for (key, a), b in zip(stock.state_dict().items(), ours.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12, msg=key)
+
+
+def test_an_unknown_block_becomes_no_chain():
+    timm = pytest.importorskip("timm", reason="timm, whose networks are refused, is not installed")
+    mobilenets = importlib.import_module("mobilenets")
+    with pytest.raises(TypeError, match="se: no chain is known for a SqueezeExcite"):
+        mobilenets.fused(timm.create_model("efficientnet_b0"))
+
+
+# How trainings drift apart ----------------------------------------------------------------------------------
+
+
+def drifts_of(path: Path, *options: str, seconds: float = 300) -> dict[str, dict]:
+    done = run_script("convergence.py", "--threads", "2", "--json", path, *options, seconds=seconds)
+    assert done.returncode == 0, done.stderr
+    return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+def test_training_begins_as_with_stock_layers(tmp_path):
+    options = ["--only", "float64,float32", "--steps", "3", "--seeds", "1", "--batch", "8"]
+    rows = drifts_of(tmp_path / "convergence.json", *options)
+    assert list(rows) == ["float64", "float32"]
+    for row in rows.values():
+        assert row["marks"] == [1, 2, 3]
+        assert row["drifts"][row["reference"]] == [0, 0, 0]
+        assert min(row["drifts"][row["yardstick"]]) > 0, "without any drift of stock's nothing is compared"
+        assert all(row["ratios"][way] <= row["limit"] for way in row["ours"])
+    assert max(rows["float64"]["drifts"]["sepconv"]) < 1e-11
+
+
+@nightly_only
+def test_training_takes_the_course_of_stock_layers(tmp_path):
+    rows = drifts_of(tmp_path / "convergence.json", seconds=3600)
+    assert {name: row["marks"][-1] for name, row in rows.items()} == {
+        "float64": 200,
+        "float32": 200,
+        "bfloat16": 300,
+    }
+
+
+def test_a_drift_beyond_the_limit_is_told():
+    convergence = importlib.import_module("convergence")
+    row = {
+        "name": "float64",
+        "of": "parameters",
+        "reference": "a",
+        "yardstick": "b",
+        "ours": ["c"],
+        "limit": 10,
+        "marks": [1],
+        "drifts": {"a": [0.0], "b": [1e-13], "c": [2e-12]},
+        "ratios": {"a": 0.0, "b": 1.0, "c": 20.0},
+        "last_losses": {"a": 1.0, "b": 1.0, "c": 1.0},
+    }
+    assert convergence.exceeded({"rows": [row]}) == [
+        "float64: c drifts 20.00 times as far as b, more than 10"
+    ]
+    assert "20.00 (limit 10)" in convergence.table(row)
+    row["ratios"]["c"] = math.nan
+    assert convergence.exceeded({"rows": [row]}), "a training that diverged has not held the limit"
 
 
 def test_models_writes_a_row_for_each_contestant(tmp_path):

@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import sepconv
 from sepconv import models
-from sepconv.models.layers import LAYERS
+from sepconv.models.blocks import Residual, separable_units
+from sepconv.models.layers import LAYERS, layer_set
 from sepconv.models.settings import SETTINGS, build_model
 
 NETWORKS = {"xception": models.xception, "optimized": models.optimized_xception}
@@ -77,13 +79,19 @@ def test_same_seed_gives_same_weights_whichever_layers(setting):
         assert all(torch.equal(first[key], other[key]) for key in first)
 
 
+@pytest.mark.parametrize(
+    ("stem_stride", "memory_format"),
+    [(2, torch.contiguous_format), (2, torch.channels_last), (1, torch.channels_last)],
+)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_both_layers_compute_the_same_network(setting):
+def test_both_layers_compute_the_same_network(setting, stem_stride, memory_format):
     torch.manual_seed(0)
-    stock = build_model(setting, 10, 3, layers="stock").double()
-    ours = build_model(setting, 10, 3, layers="sepconv").double()
+    stock = build_model(setting, 10, 3, stem_stride=stem_stride, layers="stock")
+    ours = build_model(setting, 10, 3, stem_stride=stem_stride, layers="sepconv")
     ours.load_state_dict(stock.state_dict())
-    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=memory_format)
+    for model in (stock, ours):
+        model.to(dtype=torch.float64, memory_format=memory_format)
     expected, got = stock(images), ours(images)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     expected.square().sum().backward()
@@ -91,6 +99,42 @@ def test_both_layers_compute_the_same_network(setting):
     for (name, a), b in zip(stock.named_parameters(), ours.parameters(), strict=True):
         scale = max(1.0, float(a.grad.abs().max()))
         assert float((a.grad - b.grad).abs().max()) <= 1e-8 * scale, name
+    for (name, a), b in zip(stock.named_buffers(), ours.buffers(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), stock.eval()(images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_batch_norm_of_ours_stands_in_a_chain(setting):
+    with torch.device("meta"):
+        chains = {
+            layers: [
+                name
+                for name, module in build_model(setting, 10, 3, layers=layers).named_modules()
+                if isinstance(module, sepconv.FusedSequential)
+            ]
+            for layers in LAYERS
+        }
+        model = build_model(setting, 10, 3)
+    assert chains["stock"] == []
+    outside = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        and not any(name.startswith(f"{chain}.") for chain in chains["sepconv"])
+    ]
+    assert outside == []
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_a_residual_module_leaves_its_input_alone(layers):
+    """Its first ReLU must not work in place: the shortcut reads the same tensor."""
+    body = separable_units([8, 8, 8], layer_set(layers))
+    images = torch.randn(2, 8, 5, 5, requires_grad=True)
+    input = images.clone()
+    Residual(body, nn.Identity())(input).sum().backward()
+    assert torch.equal(input, images)
 
 
 @pytest.mark.parametrize("layers", LAYERS)
