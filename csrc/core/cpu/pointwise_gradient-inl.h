@@ -25,9 +25,14 @@ class GradientTiles {
   size_t slot_ = 0;
 };
 
-// The left factor of a weight gradient: grad_output of a chunk of pixels, a few columns at a time. Wide rows
-// are copied, kColumns of them side by side: where they lie, the values of one column are pages apart and
-// share cache sets.
+// Whether the columns of some pixels may be read where they lie: the values of one column of wide pixels are
+// pages apart and share cache sets.
+inline bool columns_are_near(int64_t pixels, int64_t pixel_bytes) {
+  return pixels * pixel_bytes <= cache_sizes().l2 / 8;
+}
+
+// The left factor of a weight gradient: grad_output of a chunk of pixels, a few columns at a time, which are
+// copied side by side where they are not near.
 template <class S>
 class GradientColumns {
  public:
@@ -37,7 +42,7 @@ class GradientColumns {
   GradientColumns(const Image& gradient, int64_t chunk, Scratch& scratch)
       : gradient_(gradient),
         adjacent_(channels_are_adjacent(gradient) && pixels_are_linear(gradient)),
-        in_place_(std::is_same_v<S, T> && adjacent_ && chunk * pixel_bytes() <= cache_sizes().l2 / 8),
+        in_place_(std::is_same_v<S, T> && adjacent_ && columns_are_near(chunk, pixel_bytes())),
         scratch_(scratch) {
     if (!in_place_) slot_ = scratch.add<T>(chunk * at_once());
   }
@@ -134,6 +139,8 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
   depthwise.prepare(call);
   product.prepare(call, static_cast<S*>(b.grad_pointwise_weight));
 
+  // Without a depthwise the input itself is the right factor.
+  const bool narrow = columns_are_near(plan.pixel_chunk, p.input.stride_w * int64_t{sizeof(S)});
   parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
     Scratch task(ScratchUse::kTask);
     const int64_t block = std::min(plan.depth_block, round_up(depth, kTileColumns<T>)),
@@ -151,13 +158,19 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
       for (int64_t first = begin_pixel; first < end_pixel; first += plan.pixel_chunk) {
         const int64_t count = std::min(plan.pixel_chunk, end_pixel - first), next = first + count,
                       next_count = std::min(plan.pixel_chunk, end_pixel - next);
-        depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
+        typename DepthwiseStage<S>::Values values{panel, ld};
+        if (narrow) {
+          values = depthwise.values(rows, kernel, {0, gy.w, first, count}, c0, channels, panel, ld);
+        } else {
+          depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
+        }
         Ahead ahead;
         if (next_count > 0) {
           ahead = gradient.ahead(next, next_count);
           if (channels == depth) ahead.then(depthwise.ahead(rows, {0, gy.w, next, next_count}));
         }
-        product.chunk(split, gradient, first, count, panel, ld, c0, channels, first != begin_pixel, ahead);
+        product.chunk(split, gradient, first, count, values.data, values.ld, c0, channels,
+                      first != begin_pixel, ahead);
       }
     }
   });
