@@ -162,6 +162,60 @@ inline void sum_all_taps(const WeightedSum<S, D>& s) {
       s, [&](auto outputs, int64_t at, int64_t c, auto vector) { sum_taps<outputs()>(s, at, c, vector); });
 }
 
+// One row, with a known number of kernel rows and adjacent taps: addresses stay in registers over the
+// channels, which counts in small maps, where few outputs share them. Same order of additions.
+template <int kKernelRows, int kTaps, int kOutputs, class S, class D>
+inline void sum_window(const WeightedSum<S, D>& s, int64_t at) {
+  using T = Compute<S>;
+  const int64_t step = s.source_step,
+                weight_step = kTaps > 1 ? s.taps[kTaps > 1].weight - s.taps[0].weight : 0;
+  const S* sources[kKernelRows];
+  const T* weights[kKernelRows];
+#pragma GCC unroll 3
+  for (int r = 0; r < kKernelRows; ++r) {
+    sources[r] = s.sources[r] + s.taps[0].source + at * step;
+    weights[r] = s.weights[r] + s.taps[0].weight;
+  }
+  D* const output = s.output + at * s.output_step;
+  for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+    Vec<T> sums[kOutputs];
+#pragma GCC unroll 16
+    for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
+#pragma GCC unroll 3
+    for (int r = 0; r < kKernelRows; ++r) {
+      Vec<T> w[kTaps];
+#pragma GCC unroll 3
+      for (int t = 0; t < kTaps; ++t) w[t] = load(weights[r] + t * weight_step + c);
+#pragma GCC unroll 16
+      for (int j = 0; j < kOutputs + kTaps - 1; ++j) {
+        const Vec<T> x = vector.read(sources[r] + j * step + c);
+#pragma GCC unroll 3
+        for (int t = 0; t < kTaps; ++t)
+          if (j - t >= 0 && j - t < kOutputs) sums[j - t] = fma(x, w[t], sums[j - t]);
+      }
+    }
+    if constexpr (kOutputs > 2) {  // the lowest row is new to every output, as in sum_sliding
+      const S* next = sources[kKernelRows - 1] + 2 * kOutputs * step + c;
+#pragma GCC unroll 16
+      for (int u = 0; u < kOutputs; ++u) __builtin_prefetch(next + u * step);
+    }
+    if (!s.stage.empty()) apply_stage<kOutputs>(s.stage, c, sums);
+#pragma GCC unroll 16
+    for (int u = 0; u < kOutputs; ++u) vector.write(output + u * s.output_step + c, sums[u]);
+  });
+}
+
+template <int kKernelRows, int kTaps, class S, class D>
+inline void sum_all_windows(const WeightedSum<S, D>& s) {
+  constexpr int kMost = Registers<Compute<S>>::kUnroll;
+  int64_t at = 0;
+  if constexpr (kTaps == 3) {
+    for (; at + kMost <= s.count; at += kMost) sum_window<kKernelRows, kTaps, kMost>(s, at);
+    for (; at + 2 <= s.count; at += 2) sum_window<kKernelRows, kTaps, 2>(s, at);
+  }
+  for (; at < s.count; ++at) sum_window<kKernelRows, kTaps, 1>(s, at);
+}
+
 template <class S, class D>
 inline void weighted_sum(const WeightedSum<S, D>& s) {
   bool adjacent = s.tap_count > 0;
@@ -173,6 +227,13 @@ inline void weighted_sum(const WeightedSum<S, D>& s) {
     if (adjacent && s.kernel_rows == 5 && s.tap_count == 5) return sum_all_sliding_rows<5, 5>(s);
     for (int64_t r = 0; r < s.output_rows; ++r) weighted_sum(s.row(r));
     return;
+  }
+  if (adjacent && s.tap_count == 3 && s.kernel_rows == 3) return sum_all_windows<3, 3>(s);
+  if (adjacent && s.tap_count == 3 && s.kernel_rows == 2) return sum_all_windows<2, 3>(s);
+  if (adjacent && s.count == 1) {  // borders and the smallest maps
+    if (s.tap_count == 2 && s.kernel_rows == 3) return sum_all_windows<3, 2>(s);
+    if (s.tap_count == 2 && s.kernel_rows == 2) return sum_all_windows<2, 2>(s);
+    if (s.tap_count == 1 && s.kernel_rows == 1) return sum_all_windows<1, 1>(s);
   }
   adjacent &= s.count > 1;
   if (adjacent && s.tap_count == 3) return sum_all_sliding<3>(s);
