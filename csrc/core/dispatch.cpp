@@ -221,7 +221,7 @@ std::string describe_separable_conv2d(const SeparableConv2dParams& params, int t
       pairs ? kernels.plan_pairs(canonical(params), threads)
             : plan_forward(pixels, out.w, depth, out.c, compute_bytes, tile, threads, cache_sizes());
   const TileShape forward_tile = pairs ? kernels.pair_tile : tile;
-  const InputGradientPlan inputs = plan_input_gradient(out.n, out.h, out.w, depth, tile);
+  const InputGradientPlan inputs = plan_input_gradient(out.n, out.h, out.w, depth, threads, tile);
   const WeightGradientPlan weights =
       plan_weight_gradient(out.n, out.h, out.w, depth, compute_bytes, tile, threads, cache_sizes());
   std::ostringstream text;

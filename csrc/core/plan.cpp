@@ -88,18 +88,25 @@ ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t o
 }
 
 InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
-                                      TileShape tile) {
-  constexpr int64_t kTasks = 16, kTilePixels = 112, kMaxChannelBlock = 256, kMaxTileValues = 112 * 256;
+                                      int threads, TileShape tile) {
+  constexpr int64_t kGroups = 16, kTilePixels = 112, kMaxChannelBlock = 256, kMaxTileValues = 112 * 256,
+                    kWholeImages = 256, kFewPixels = 256;
   InputGradientPlan plan{};
-  const int64_t pixels = batch * out_height * out_width;
-  plan.tile_rows = std::max<int64_t>(1, kTilePixels / std::max<int64_t>(1, out_width));
+  const int64_t image = std::max<int64_t>(1, out_height * out_width), pixels = batch * image;
+  plan.few_pixels = pixels <= kFewPixels;
+  plan.whole_images = image <= kWholeImages;
   plan.image_groups =
-      std::clamp<int64_t>(pixels / kTilePixels, 1, std::max<int64_t>(1, std::min(batch, kTasks)));
-  const int64_t tile_pixels = plan.tile_rows * std::max<int64_t>(1, out_width);
-  const int64_t block =
-      std::min(divide_up(depth, divide_up(kTasks, plan.image_groups)), kMaxTileValues / tile_pixels);
-  plan.channel_block =
-      std::min(round_up(std::max<int64_t>(block, 1), tile.columns), round_up(kMaxChannelBlock, tile.columns));
+      std::clamp<int64_t>(pixels / kTilePixels, 1, std::max<int64_t>(1, std::min(batch, kGroups)));
+  plan.tile_rows = std::max<int64_t>(
+      1, plan.whole_images
+             ? std::max<int64_t>(1, (plan.few_pixels ? kWholeImages : kTilePixels) / image) * out_height
+             : kTilePixels / out_width);
+  const int64_t wanted = divide_up(2 * std::min<int64_t>(threads, kGroups), plan.image_groups);
+  const int64_t most =
+      plan.few_pixels
+          ? depth
+          : std::min(kMaxChannelBlock, kMaxTileValues / (plan.tile_rows * std::max<int64_t>(1, out_width)));
+  plan.channel_block = round_up(std::max<int64_t>(1, std::min(divide_up(depth, wanted), most)), tile.columns);
   plan.channel_blocks = divide_up(depth, plan.channel_block);
   return plan;
 }

@@ -46,13 +46,15 @@ ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t o
                          int64_t compute_bytes, TileShape tile, int threads, const CacheSizes& cache);
 
 // Backward: groups of images and blocks of channels. Sums over groups are merged in order, so these may
-// depend on the shape alone: never on threads or caches.
+// depend on the shape alone: never on threads or caches. Blocks of channels cut no sum of the input gradient.
 struct InputGradientPlan {
   int64_t image_groups, channel_block, channel_blocks, tile_rows;  // tile_rows: output rows of one GEMM
+  bool whole_images;                                               // in every tile
+  bool few_pixels;  // every task packs its weights, slice by slice
   int64_t tasks() const { return image_groups * channel_blocks; }
 };
 InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
-                                      TileShape tile);
+                                      int threads, TileShape tile);
 
 // A task is a split of the pixels and a block of the depth. A gradient element sums the pixels of a split in
 // order, whatever the chunks and blocks: only the splits decide its bits.

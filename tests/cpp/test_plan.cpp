@@ -81,7 +81,7 @@ int main() {
     for (int64_t size : {1, 2, 7, 19, 147, 1000})
       for (int64_t depth : {1, 32, 33, 728, 2048}) {
         ++cases;
-        const InputGradientPlan plan = plan_input_gradient(batch, size, size, depth, tile);
+        const InputGradientPlan plan = plan_input_gradient(batch, size, size, depth, 2, tile);
         require(plan.image_groups >= 1 && plan.image_groups <= batch, "a group without images", batch, size,
                 depth);
         require(plan.channel_block % tile.columns == 0, "a channel block cuts a weight panel", batch, size,

@@ -251,8 +251,11 @@ struct DepthwisePlan {
   // How many rows from `at` on read whole windows one source row apart, at most `limit`, at least 1.
   int64_t alike(int64_t at, int64_t limit) const {
     const Axis& a = vertical;
-    if (direction != Direction::kForward || a.stride != 1 || a.dilation != 1) return 1;
-    const int64_t first = at - a.padding, last = std::min(limit, a.input - a.kernel + 1 - first);
+    if (a.stride != 1 || a.dilation != 1) return 1;
+    const bool forward = direction == Direction::kForward;
+    const int64_t first = forward ? at - a.padding : at + a.padding - (a.kernel - 1),
+                  sources = forward ? a.input : a.output,
+                  last = std::min(limit, sources - a.kernel + 1 - first);
     return first < 0 ? 1 : std::max<int64_t>(1, last);
   }
 };
@@ -306,87 +309,108 @@ class DepthwiseRow {
   std::vector<TapOffsets> taps_;
 };
 
-// gradient[t][c] += sum over count positions of g[j * g_step + c] * source[t][j * source_step + c], kTaps
-// taps at once.
-template <int kTaps, class T, class Vector>
-inline void accumulate_taps(const T* g, int64_t g_step, const T* const* sources, int64_t source_step,
-                            int64_t count, T* const* gradients, int64_t c, Vector vector) {
-  Vec<T> sums[kTaps];
+// gradients[r][t * gradient_step + c] += sum over count positions of
+//   g[j * g_step + c] * sources[r][j * source_step + t * tap_step + c]
+// for all rows r and taps t of a window, or a part of it: as many sums as hide the latency of a multiply-add.
+template <class T>
+struct TapGradients {
+  const T* g;
+  int64_t g_step, count;
+  const T* sources[3];
+  int64_t source_step, tap_step;
+  T* gradients[3];
+  int64_t gradient_step, channels;
+};
+constexpr int gradient_rows_at_once(int taps) {
+  return taps <= 3 ? 3 : taps == 4 ? 2 : 1;
+}
+inline constexpr int kGradientTaps = 7;
+
+template <int kRows, int kTaps, class T, class Vector>
+inline void accumulate_taps(const TapGradients<T>& s, int64_t from, int64_t to, int64_t c, Vector vector) {
+  Vec<T> sums[kRows][kTaps];
+  const T *g = s.g + from * s.g_step + c, *sources[kRows];
+#pragma GCC unroll 3
+  for (int r = 0; r < kRows; ++r) {
+    sources[r] = s.sources[r] + from * s.source_step + c;
 #pragma GCC unroll 7
-  for (int t = 0; t < kTaps; ++t) sums[t] = zero<T>();
-  for (int64_t j = 0; j < count; ++j) {
-    const Vec<T> y = vector.read(g + j * g_step + c);
-#pragma GCC unroll 7
-    for (int t = 0; t < kTaps; ++t) sums[t] = fma(y, vector.read(sources[t] + j * source_step + c), sums[t]);
+    for (int t = 0; t < kTaps; ++t) sums[r][t] = zero<T>();
   }
+  for (int64_t j = from; j < to; ++j, g += s.g_step) {
+    const Vec<T> y = vector.read(g);
+#pragma GCC unroll 3
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 7
-  for (int t = 0; t < kTaps; ++t) vector.write(gradients[t] + c, add(vector.read(gradients[t] + c), sums[t]));
+      for (int t = 0; t < kTaps; ++t)
+        sums[r][t] = fma(y, vector.read(sources[r] + t * s.tap_step), sums[r][t]);
+      sources[r] += s.source_step;
+    }
+  }
+#pragma GCC unroll 3
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 7
+    for (int t = 0; t < kTaps; ++t) {
+      T* gradient = s.gradients[r] + t * s.gradient_step + c;
+      vector.write(gradient, add(vector.read(gradient), sums[r][t]));
+    }
 }
 
 // Blocks of positions, all channels of a block before the next one, as for_each_block does.
-template <int kTaps, class T>
-inline void accumulate_all(const T* g, int64_t g_step, const T* const* sources, int64_t source_step,
-                           int64_t count, T* const* gradients, int64_t channels) {
+template <int kRows, int kTaps, class T>
+void accumulate_all(const TapGradients<T>& s) {
   constexpr int64_t kPositions = 32;
-  const T* from[kTaps];
-  for (int64_t j = 0; j < count; j += kPositions) {
-    for (int t = 0; t < kTaps; ++t) from[t] = sources[t] + j * source_step;
-    const int64_t positions = std::min(kPositions, count - j);
-    for_each_vector<T>(channels, [&](auto vector, int64_t c) {
-      accumulate_taps<kTaps>(g + j * g_step, g_step, from, source_step, positions, gradients, c, vector);
+  for (int64_t j = 0; j < s.count; j += kPositions)
+    for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+      accumulate_taps<kRows, kTaps>(s, j, std::min(j + kPositions, s.count), c, vector);
     });
-  }
 }
 
-// Adds the weight gradient of one output row: g is the gradient of the depthwise output, gradient [kh *
-// kw][ld].
 template <class T>
-class DepthwiseGradientRow {
+inline void accumulate(const TapGradients<T>& s, size_t rows, size_t taps) {
+  using Kernel = void (*)(const TapGradients<T>&);
+  static constexpr Kernel kKernels[kGradientTaps][3] = {
+      {accumulate_all<1, 1, T>, accumulate_all<2, 1, T>, accumulate_all<3, 1, T>},
+      {accumulate_all<1, 2, T>, accumulate_all<2, 2, T>, accumulate_all<3, 2, T>},
+      {accumulate_all<1, 3, T>, accumulate_all<2, 3, T>, accumulate_all<3, 3, T>},
+      {accumulate_all<1, 4, T>, accumulate_all<2, 4, T>, nullptr},
+      {accumulate_all<1, 5, T>, nullptr, nullptr},
+      {accumulate_all<1, 6, T>, nullptr, nullptr},
+      {accumulate_all<1, 7, T>, nullptr, nullptr}};
+  kKernels[taps - 1][rows - 1](s);
+}
+
+// Adds weight gradients, [kh * kw][ld]: g is the gradient of the depthwise output.
+template <class T>
+class DepthwiseGradient {
  public:
-  template <class Rows>
-  void run(const DepthwisePlan& plan, Rows& rows, int64_t n, int64_t at, const T* g, int64_t g_step,
-           int64_t channels, T* gradient, int64_t ld, int64_t kernel_width) {
-    taps_at(plan.vertical, Direction::kForward, at, vertical_);
-    const int64_t pixel = rows.pixel_stride();
-    for (const Tap& row_tap : vertical_) {
-      const T* row = rows.row(n, row_tap.source);
-      T* row_gradient = gradient + row_tap.kernel_index * kernel_width * ld;
-      for (const Segment& segment : plan.segments) {
-        constexpr size_t kAtOnce = 7;
-        for (size_t t0 = 0; t0 < segment.taps.size(); t0 += kAtOnce) {
-          const size_t taps = std::min(kAtOnce, segment.taps.size() - t0);
-          const T* sources[kAtOnce];
-          T* gradients[kAtOnce];
-          for (size_t t = 0; t < taps; ++t) {
-            sources[t] = row + segment.taps[t0 + t].source * pixel;
-            gradients[t] = row_gradient + segment.taps[t0 + t].kernel_index * ld;
-          }
-          accumulate(taps, g + segment.begin * g_step, g_step, sources, segment.source_step * pixel,
-                     segment.count, gradients, channels);
+  DepthwiseGradient(T* gradient, int64_t ld, int64_t kernel_width, int64_t channels)
+      : gradient_(gradient), ld_(ld), kernel_width_(kernel_width), channels_(channels) {}
+
+  // Of the positions that one window of taps connects: g and the source of tap (0, 0) of `vertical` and
+  // `horizontal`, at position 0; taps are `tap_step` apart.
+  template <class SourceRow>
+  void add(const std::vector<Tap>& vertical, const std::vector<Tap>& horizontal, const T* g, int64_t g_step,
+           int64_t count, int64_t source_step, int64_t tap_step, SourceRow&& source_row) const {
+    for (size_t t0 = 0; t0 < horizontal.size(); t0 += kGradientTaps) {
+      const size_t taps = std::min<size_t>(kGradientTaps, horizontal.size() - t0);
+      const auto at_once = static_cast<size_t>(gradient_rows_at_once(static_cast<int>(taps)));
+      // The kernel's taps may run against the sources' order.
+      const int64_t kernel_step =
+          taps > 1 ? horizontal[t0 + 1].kernel_index - horizontal[t0].kernel_index : 1;
+      for (size_t r0 = 0; r0 < vertical.size(); r0 += at_once) {
+        const size_t rows = std::min(at_once, vertical.size() - r0);
+        TapGradients<T> s{g, g_step, count, {}, source_step, tap_step, {}, kernel_step * ld_, channels_};
+        for (size_t r = 0; r < rows; ++r) {
+          const Tap& row = vertical[r0 + r];
+          s.sources[r] = source_row(row.source) + static_cast<int64_t>(t0) * tap_step;
+          s.gradients[r] = gradient_ + (row.kernel_index * kernel_width_ + horizontal[t0].kernel_index) * ld_;
         }
+        accumulate(s, rows, taps);
       }
     }
   }
 
  private:
-  static void accumulate(size_t taps, const T* g, int64_t g_step, const T* const* sources,
-                         int64_t source_step, int64_t count, T* const* gradients, int64_t channels) {
-    switch (taps) {
-      case 1:
-        return accumulate_all<1>(g, g_step, sources, source_step, count, gradients, channels);
-      case 2:
-        return accumulate_all<2>(g, g_step, sources, source_step, count, gradients, channels);
-      case 3:
-        return accumulate_all<3>(g, g_step, sources, source_step, count, gradients, channels);
-      case 4:
-        return accumulate_all<4>(g, g_step, sources, source_step, count, gradients, channels);
-      case 5:
-        return accumulate_all<5>(g, g_step, sources, source_step, count, gradients, channels);
-      case 6:
-        return accumulate_all<6>(g, g_step, sources, source_step, count, gradients, channels);
-      default:
-        return accumulate_all<7>(g, g_step, sources, source_step, count, gradients, channels);
-    }
-  }
-  std::vector<Tap> vertical_;
+  T* gradient_;
+  int64_t ld_, kernel_width_, channels_;
 };

@@ -61,6 +61,14 @@ class RowSource {
     std::fill(held_.begin(), held_.end(), int64_t{-1});
   }
 
+  // The ring starts with row 0 of image n: as many images as it holds lie one after another.
+  void start(int64_t n) {
+    start_ = n * rows();
+    std::fill(held_.begin(), held_.end(), int64_t{-1});
+  }
+  int64_t row_stride() const { return in_place_ ? shape_.image.stride_h : shape_.image.w * ld_; }
+  int64_t image_stride() const { return in_place_ ? shape_.image.stride_n : rows() * row_stride(); }
+
   bool in_place() const { return in_place_; }
   int64_t rows() const {
     return shape_.row_average_stride == 0 ? shape_.image.h
@@ -75,7 +83,7 @@ class RowSource {
       const Image& x = shape_.image;
       return static_cast<const T*>(x.data) + n * x.stride_n + r * x.stride_h + first_ * x.stride_c;
     }
-    const int64_t id = n * rows() + r, slot = id % shape_.window_rows;
+    const int64_t id = n * rows() + r, slot = (id - start_) % shape_.window_rows;
     T* to = scratch_.get<T>(ring_) + slot * shape_.image.w * ld_;
     if (held_[static_cast<size_t>(slot)] != id) {
       stage(n, r, to);
@@ -140,7 +148,7 @@ class RowSource {
   Shape shape_;
   Scratch& scratch_;
   bool in_place_;
-  int64_t ld_ = 0, first_ = 0, count_ = 0;
+  int64_t ld_ = 0, first_ = 0, count_ = 0, start_ = 0;
   size_t ring_ = 0;
   size_t single_ = 0;          // a row before its channels are repeated
   size_t next_ = 0;            // the next row of an average

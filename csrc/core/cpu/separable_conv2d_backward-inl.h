@@ -5,19 +5,70 @@
 //   weight pass     grad_pointwise: see pointwise_gradient-inl.h.
 // Work is cut by the shape alone, partial sums are merged in order: the same bits for any number of threads.
 
+// G = grad_output x pointwise weights under few pixels. The weights are read once, and then in long runs: a
+// slice of the depth of all channels at a time is packed right before its use, and stays in L2.
+template <class S>
+class WeightSlices {
+ public:
+  using T = Compute<S>;
+
+  WeightSlices(const SeparableConv2dParams& p, int64_t depth, int64_t most_columns, Scratch& task)
+      : weights_(static_cast<const S*>(p.pointwise_weight)),
+        rows_(p.output.c),
+        row_(depth),
+        slice_(std::clamp<int64_t>(kSliceValues / std::max<int64_t>(1, most_columns), kLeast, kMost)),
+        task_(task),
+        slot_(task.add<T>(std::min(slice_, rows_) * round_up(most_columns, kTileColumns<T>))) {}
+
+  // Columns [column, column + columns) of `pixels` rows of G.
+  void multiply(const T* gradient, int64_t ld, int64_t pixels, int64_t column, int64_t columns, T* to,
+                int64_t to_ld) {
+    for (int64_t k = 0; k < rows_; k += slice_) {
+      const int64_t depth = std::min(slice_, rows_ - k);
+      T* packed = task_.get<T>(slot_);
+      pack(k, depth, column, columns, packed);
+      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
+        TileOutput<T> out{to + c, to_ld, std::min<int64_t>(kTileColumns<T>, columns - c)};
+        out.accumulate = k > 0;
+        sepconv::multiply<false>(Panel<T>{gradient + k, ld, 1}, pixels,
+                                 static_cast<const T*>(packed) + c * depth, kTileColumns<T>, depth, out);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kSliceValues = 64 << 10, kLeast = 32, kMost = 512;
+
+  void pack(int64_t k, int64_t depth, int64_t column, int64_t columns, T* to) const {
+    for (int64_t i = 0; i < depth; ++i) {
+      const S* row = weights_ + (k + i) * row_ + column;
+      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
+        const int64_t valid = std::min<int64_t>(kTileColumns<T>, columns - c);
+        T* panel = to + c * depth + i * kTileColumns<T>;
+        convert(row + c, panel, valid);
+        std::fill(panel + valid, panel + kTileColumns<T>, T(0));
+      }
+    }
+  }
+  const S* weights_;
+  int64_t rows_, row_, slice_;
+  Scratch& task_;
+  size_t slot_;
+};
+
 // Rows of G, the gradient of the depthwise output: the latest few tiles of consecutive rows (over images).
 // Where no pointwise follows the depthwise, G is grad_output, and is read where it lies if it can be.
 template <class S>
 class GradientRing {
  public:
   using T = Compute<S>;
-  GradientRing(const SeparableConv2dParams& p, int64_t tile_rows, int64_t tiles, int64_t channels,
+  GradientRing(const SeparableConv2dParams& p, int64_t tile_rows, int64_t tiles, int64_t columns,
                Scratch& scratch)
       : gy_(p.output),
         in_place_(!p.has_pointwise() && std::is_same_v<S, T> && channels_are_adjacent(gy_)),
         tile_rows_(tile_rows),
         tiles_(tiles),
-        ld_(panel_ld<T>(channels)),
+        ld_(panel_ld<T>(columns)),
         slot_(scratch.add<T>(in_place_ ? 0 : tiles * tile_rows * gy_.w * ld_)),
         scratch_(scratch) {}
 
@@ -28,6 +79,8 @@ class GradientRing {
 
   // As a source of rows for DepthwiseRow.
   int64_t pixel_stride() const { return in_place_ ? gy_.stride_w : ld_; }
+  int64_t row_stride() const { return in_place_ ? gy_.stride_h : gy_.w * ld_; }
+  int64_t image_stride() const { return in_place_ ? gy_.stride_n : gy_.h * row_stride(); }
   const T* row(int64_t n, int64_t r) {
     if (in_place_) return static_cast<const T*>(gy_.data) + n * gy_.stride_n + r * gy_.stride_h + c0_;
     const int64_t index = n * gy_.h + r - first_row_;
@@ -48,9 +101,9 @@ template <class S>
 class InputGradientRows {
  public:
   using T = Compute<S>;
-  // `prologue` is of the channels of the input, before they are repeated.
+  // `rows` at a time; `prologue` is of the channels of the input, before they are repeated.
   InputGradientRows(const SeparableConv2dBackwardParams& b, const Stage<T>& prologue, int64_t channels,
-                    Scratch& scratch)
+                    int64_t rows, Scratch& scratch)
       : x_(b.grad_input),
         input_(b.forward.input),
         prologue_(prologue),
@@ -58,19 +111,23 @@ class InputGradientRows {
         scratch_(scratch),
         direct_(std::is_same_v<S, T> && channels_are_adjacent(x_) && multiplier_ == 1),
         ld_(panel_ld<T>(channels)) {
-    if (!direct_) slot_ = scratch.add<T>(x_.w * ld_);
+    if (!direct_) slot_ = scratch.add<T>(rows * x_.w * ld_);
     if (prologue.activation != Activation::kNone) input_slot_ = scratch.add<T>(x_.w * ld_);
   }
-  T* row(int64_t n, int64_t h, int64_t c0) {
-    if (!direct_) return scratch_.get<T>(slot_);
-    return static_cast<T*>(x_.data) + n * x_.stride_n + h * x_.stride_h + c0 * x_.stride_c;
+  // `at` counts the rows since the last commit.
+  T* row(int64_t n, int64_t h, int64_t c0, int64_t at = 0) {
+    if (!direct_) return scratch_.get<T>(slot_) + at * row_stride();
+    return static_cast<T*>(x_.data) + n * x_.stride_n + h * x_.stride_h + c0;
   }
-  int64_t step() const { return direct_ ? x_.stride_w : ld_; }
-  // `channels` of the repeated channels from c0 on are in row(); blocks hold whole groups of `multiplier`.
-  void commit(int64_t n, int64_t h, int64_t c0, int64_t channels) {
-    T* to = row(n, h, c0);
-    if (multiplier_ != 1) fold(to, channels);
+  int64_t pixel_stride() const { return direct_ ? x_.stride_w : ld_; }
+  int64_t row_stride() const { return direct_ ? x_.stride_h : x_.w * ld_; }
+  int64_t image_stride() const { return direct_ ? x_.stride_n : x_.h * row_stride(); }
+  // `channels` of the repeated channels from c0 on of row h are in row(n, h, c0, at); blocks of channels hold
+  // whole groups of `multiplier`.
+  void commit(int64_t n, int64_t h, int64_t c0, int64_t channels, int64_t at = 0) {
     const int64_t first = c0 / multiplier_, count = channels / multiplier_;
+    T* to = row(n, h, c0, at);
+    if (multiplier_ != 1) fold(to, channels);
     if (prologue_.activation != Activation::kNone) pass_activation(n, h, first, count, to);
     if (!direct_) store_pixels<S>(to, ld_, x_, (n * x_.h + h) * x_.w, x_.w, first, count);
   }
@@ -88,7 +145,7 @@ class InputGradientRows {
     const auto mask = [&](const auto* input, int64_t input_step) {
       for (int64_t w = 0; w < x_.w; ++w)
         for_each_vector<T>(channels, [&](auto vector, int64_t c) {
-          T* g = row + w * step() + c;
+          T* g = row + w * pixel_stride() + c;
           const Vec<T> x = affine(vector.read(input + w * input_step + c), prologue_, c0 + c);
           vector.write(g, activate_backward(vector.read(g), x, prologue_.activation));
         });
@@ -120,112 +177,267 @@ inline void add_columns(const T* x, int64_t ld, int64_t rows, int64_t columns, T
   });
 }
 
-// grad_input, grad_depthwise_weight, grad_depthwise_bias.
+// grad_input, grad_depthwise_weight, grad_depthwise_bias: what all tasks share.
 template <class S>
-void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
+class InputPass {
+ public:
   using T = Compute<S>;
-  const SeparableConv2dParams& p = b.forward;
-  const Image& gy = p.output;
-  const int64_t lanes = Vec<T>::kLanes;
-  Scratch call(ScratchUse::kCall);
-  DepthwiseStage<S> depthwise(p, call);
-  const int64_t depth = depthwise.depth(), taps = depthwise.taps();
-  InputGradientPlan plan = plan_input_gradient(gy.n, gy.h, gy.w, depth, tile_shape<T>());
-  // A block holds whole groups of repeated channels and whole weight panels.
-  plan.channel_block = round_up(plan.channel_block, std::lcm(p.depth_multiplier, int64_t{kTileColumns<T>}));
-  plan.channel_blocks = divide_up(depth, plan.channel_block);
 
-  const int64_t sums_ld = round_up(depth, lanes), sums_rows = taps + 1;  // the last row: the bias
-  StageVectors<S> prologue_vectors(p.prologue, p.input.c, call);
-  PackedWeights<T> weights{nullptr, gy.c, p.has_pointwise() ? depth : 0};
-  const size_t packed_slot = call.add<T>(weights.size());
-  const size_t sums_slot = call.add<T>(plan.image_groups * sums_rows * sums_ld);
-  depthwise.prepare(call);
-  const Stage<T> prologue = prologue_vectors.prepare(call);
-  T* packed = call.get<T>(packed_slot);
-  T* all_sums = call.get<T>(sums_slot);
-  parallel.run(weights.panels(), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      pack_rows(static_cast<const S*>(p.pointwise_weight), weights, panel, packed + weights.offset(panel));
-  });
-  weights.data = packed;
-  const DepthwisePlan backward{Direction::kBackward, depthwise.plan.vertical,
-                               segments_of(axis_of(p.window, 1, p.input.w, gy.w), Direction::kBackward)};
-  const int64_t reach =
-      (p.window.kernel[0] - 1) * p.window.dilation[0] / p.window.stride[0];  // rows of G above the last
-
-  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
-    Scratch task(ScratchUse::kTask);
-    const int64_t block = std::min(plan.channel_block, depth), tile_pixels = plan.tile_rows * gy.w;
-    GradientRing<S> ring(p, plan.tile_rows, 1 + divide_up(reach, plan.tile_rows), block, task);
-    GradientTiles<S> gradient(gy, tile_pixels, task);
-    RowSource<S> rows(depthwise.rows(), block, task);
-    InputGradientRows<S> result(b, prologue, block, task);
-    DepthwiseRow<T> read_backward;
-    DepthwiseGradientRow<T> weight_gradient;
-    std::vector<Tap> needed;
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t group = index / plan.channel_blocks,
-                    c0 = index % plan.channel_blocks * plan.channel_block;
-      const int64_t channels = std::min(plan.channel_block, depth - c0);
-      const int64_t n0 = gy.n * group / plan.image_groups, n1 = gy.n * (group + 1) / plan.image_groups;
-      const int64_t row0 = n0 * gy.h, row1 = n1 * gy.h;
-      const DepthwiseWeights<T> from_c0{depthwise.weights.data + c0, depthwise.weights.ld,
-                                        depthwise.weights.kernel_width};
-      T* sums = all_sums + group * sums_rows * sums_ld + c0;
-      for (int64_t t = 0; t < sums_rows; ++t)
-        std::fill(sums + t * sums_ld, sums + t * sums_ld + channels, T(0));
-      T* const bias_sums = sums + taps * sums_ld;
-      rows.select(c0, channels);
-      ring.start(c0, row0);
-      int64_t next = n0 * p.input.h;  // first row of grad_input not written yet
-      for (int64_t tile = 0; row0 + tile * plan.tile_rows < row1 || next < n1 * p.input.h; ++tile) {
-        const int64_t first = std::min(row1, row0 + tile * plan.tile_rows),
-                      last = std::min(row1, first + plan.tile_rows);
-        const int64_t pixels = (last - first) * gy.w;
-        if (pixels > 0 && !p.has_pointwise() && !ring.in_place()) {
-          load_pixels<S>(gy, first * gy.w, pixels, c0, channels, ring.tile(tile), ring.pixel_stride());
-        } else if (pixels > 0 && p.has_pointwise()) {
-          const T* tile_gradient = gradient.tile(first * gy.w, pixels);
-          for (int64_t c = 0; c < channels; c += kTileColumns<T>)
-            multiply<false>(Panel<T>{tile_gradient, gradient.ld(), 1}, pixels,
-                            weights.panel((c0 + c) / kTileColumns<T>),
-                            weights.width((c0 + c) / kTileColumns<T>), gy.c,
-                            TileOutput<T>{ring.tile(tile) + c, ring.pixel_stride(),
-                                          std::min<int64_t>(kTileColumns<T>, channels - c)});
-        }
-        for (int64_t r = first; r < last; ++r) {
-          const T* g = ring.row(r / gy.h, r % gy.h);
-          if (b.grad_depthwise_weight != nullptr)
-            weight_gradient.run(depthwise.plan, rows, r / gy.h, r % gy.h, g, ring.pixel_stride(), channels,
-                                sums, sums_ld, p.window.kernel[1]);
-          if (b.grad_depthwise_bias != nullptr)
-            add_columns(g, ring.pixel_stride(), gy.w, channels, bias_sums);
-        }
-        if (b.grad_input.data == nullptr) {
-          next = n1 * p.input.h;
-          continue;
-        }
-        for (; next < n1 * p.input.h; ++next) {  // every row whose gradients have all arrived
-          const int64_t n = next / p.input.h, h = next % p.input.h;
-          taps_at(backward.vertical, Direction::kBackward, h, needed);
-          if (!needed.empty() && n * gy.h + needed.back().source >= last) break;
-          read_backward.run(backward, ring, from_c0, n, h, 1, 0, p.input.w, Stage<T>{}, channels,
-                            result.row(n, h, c0), result.step(), 0);
-          result.commit(n, h, c0, channels);
-        }
-      }
-    }
-  });
+  InputPass(const SeparableConv2dBackwardParams& b, int threads, Scratch& call)
+      : b_(b),
+        depthwise_(b.forward, call),
+        prologue_vectors_(b.forward.prologue, b.forward.input.c, call),
+        depth_(depthwise_.depth()),
+        plan_(plan_input_gradient(gy().n, gy().h, gy().w, depth_, threads, tile_shape<T>())),
+        sums_ld_(round_up(depth_, Vec<T>::kLanes)),
+        weights_{nullptr, gy().c, p().has_pointwise() && !plan_.few_pixels ? depth_ : 0},
+        weights_slot_(call.add<T>(weights_.size())),
+        sums_slot_(call.add<T>(plan_.image_groups * sums_rows() * sums_ld_)) {
+    // A block holds whole groups of repeated channels and whole weight panels.
+    plan_.channel_block =
+        round_up(plan_.channel_block, std::lcm(p().depth_multiplier, int64_t{kTileColumns<T>}));
+    plan_.channel_blocks = divide_up(depth_, plan_.channel_block);
+  }
+  void prepare(Scratch& call, const Parallel& parallel) {
+    depthwise_.prepare(call);
+    prologue_ = prologue_vectors_.prepare(call);
+    sums_ = call.get<T>(sums_slot_);
+    vertical_ = depthwise_.plan.vertical;
+    horizontal_ = axis_of(p().window, 1, p().input.w, gy().w);
+    backward_ = {Direction::kBackward, vertical_, segments_of(horizontal_, Direction::kBackward)};
+    T* packed = call.get<T>(weights_slot_);
+    parallel.run(weights_.panels(), [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        pack_rows(static_cast<const S*>(p().pointwise_weight), weights_, panel,
+                  packed + weights_.offset(panel));
+    });
+    weights_.data = packed;
+  }
+  int64_t tasks() const { return plan_.tasks(); }
+  void run(int64_t begin, int64_t end) const { Task(*this).run(begin, end); }
 
   // Groups in order, on one thread: taps x channels values.
-  for (int64_t group = 1; group < plan.image_groups; ++group)
-    for (int64_t i = 0; i < sums_rows * sums_ld; i += lanes)
-      store(all_sums + i, add(load(all_sums + i), load(all_sums + group * sums_rows * sums_ld + i)));
-  if (b.grad_depthwise_weight != nullptr)
-    transpose_block(all_sums, sums_ld, static_cast<S*>(b.grad_depthwise_weight), taps, taps, depth);
-  if (b.grad_depthwise_bias != nullptr)
-    convert(all_sums + taps * sums_ld, static_cast<S*>(b.grad_depthwise_bias), depth);
+  void merge() const {
+    for (int64_t group = 1; group < plan_.image_groups; ++group)
+      for (int64_t i = 0; i < sums_rows() * sums_ld_; i += Vec<T>::kLanes)
+        store(sums_ + i, add(load(sums_ + i), load(sums_ + group * sums_rows() * sums_ld_ + i)));
+    const int64_t taps = depthwise_.taps();
+    if (b_.grad_depthwise_weight != nullptr)
+      transpose_block(sums_, sums_ld_, static_cast<S*>(b_.grad_depthwise_weight), taps, taps, depth_);
+    if (b_.grad_depthwise_bias != nullptr)
+      convert(sums_ + taps * sums_ld_, static_cast<S*>(b_.grad_depthwise_bias), depth_);
+  }
+
+ private:
+  class Task;
+  const SeparableConv2dParams& p() const { return b_.forward; }
+  const Image& gy() const { return b_.forward.output; }
+  int64_t sums_rows() const { return depthwise_.taps() + 1; }  // the last one: the bias
+  int64_t reach() const {  // rows of G above the last that a row of grad_input reads
+    return divide_up((p().window.kernel[0] - 1) * p().window.dilation[0], p().window.stride[0]);
+  }
+  int64_t tiles_kept() const {
+    return plan_.whole_images ? 1 : 1 + divide_up(reach() + Registers<T>::kBlockRows - 1, plan_.tile_rows);
+  }
+  // Small images: a position of all images of a tile at once.
+  bool by_position() const {
+    constexpr int64_t kSmall = 16;
+    return plan_.whole_images && gy().h * gy().w <= kSmall && p().input.h * p().input.w <= 4 * kSmall;
+  }
+  int64_t tile_images() const { return plan_.tile_rows / gy().h; }
+  typename RowSource<S>::Shape rows() const {
+    typename RowSource<S>::Shape shape = depthwise_.rows();
+    if (by_position()) shape.window_rows = tile_images() * p().input.h;
+    return shape;
+  }
+
+  const SeparableConv2dBackwardParams& b_;
+  DepthwiseStage<S> depthwise_;
+  StageVectors<S> prologue_vectors_;
+  int64_t depth_;
+  InputGradientPlan plan_;
+  int64_t sums_ld_;
+  PackedWeights<T> weights_;
+  size_t weights_slot_, sums_slot_;
+  Stage<T> prologue_;
+  T* sums_ = nullptr;
+  Axis vertical_{}, horizontal_{};
+  DepthwisePlan backward_{};
+};
+
+// One block of channels of a group of images after another, tile by tile of rows of G.
+template <class S>
+class InputPass<S>::Task {
+ public:
+  explicit Task(const InputPass& pass)
+      : pass_(pass),
+        p_(pass.p()),
+        block_(std::min(pass.plan_.channel_block, pass.depth_)),
+        ring_(p_, pass.plan_.tile_rows, pass.tiles_kept(), block_, scratch_),
+        gradient_(p_.output, pass.plan_.tile_rows * p_.output.w, scratch_),
+        slices_(p_, pass.depth_, pass.plan_.few_pixels ? block_ : 0, scratch_),
+        rows_(pass.rows(), block_, scratch_),
+        result_(pass.b_, pass.prologue_, block_,
+                pass.by_position() ? pass.tile_images() * p_.input.h : Registers<T>::kBlockRows, scratch_) {}
+
+  void run(int64_t begin, int64_t end) {
+    const InputGradientPlan& plan = pass_.plan_;
+    const int64_t batch = p_.output.n, height = p_.output.h, ld = pass_.sums_ld_;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t group = index / plan.channel_blocks;
+      c0_ = index % plan.channel_blocks * plan.channel_block;
+      channels_ = std::min(plan.channel_block, pass_.depth_ - c0_);
+      sums_ = pass_.sums_ + group * pass_.sums_rows() * ld + c0_;
+      for (int64_t t = 0; t < pass_.sums_rows(); ++t)
+        std::fill(sums_ + t * ld, sums_ + t * ld + channels_, T(0));
+      const int64_t n0 = batch * group / plan.image_groups, n1 = batch * (group + 1) / plan.image_groups;
+      next_ = n0 * p_.input.h;
+      rows_.select(c0_, channels_);
+      ring_.start(c0_, n0 * height);
+      for (int64_t first = n0 * height, t = 0; first < n1 * height; first += plan.tile_rows, ++t)
+        tile(t, first, std::min(first + plan.tile_rows, n1 * height));
+    }
+  }
+
+ private:
+  // Rows [first, last) of G.
+  void tile(int64_t t, int64_t first, int64_t last) {
+    const int64_t height = p_.output.h, width = p_.output.w, pixels = (last - first) * width;
+    if (p_.has_pointwise()) {
+      multiply(gradient_.tile(first * width, pixels), pixels, ring_.tile(t));
+    } else if (!ring_.in_place()) {
+      load_pixels<S>(p_.output, first * width, pixels, c0_, channels_, ring_.tile(t), ring_.pixel_stride());
+    }
+    if (pass_.b_.grad_depthwise_bias != nullptr)
+      for (int64_t r = first; r < last; ++r)
+        add_columns(ring_.row(r / height, r % height), ring_.pixel_stride(), width, channels_,
+                    sums_ + pass_.depthwise_.taps() * pass_.sums_ld_);
+    const bool by_position = pass_.by_position();
+    if (pass_.b_.grad_depthwise_weight != nullptr)
+      by_position ? add_weight_gradients(first / height, last / height)
+                  : add_weight_gradients_of_rows(first, last);
+    if (pass_.b_.grad_input.data != nullptr)
+      by_position ? write_images(first / height, last / height) : write_rows(last);
+  }
+
+  void multiply(const T* gradient, int64_t pixels, T* to) {
+    if (pass_.plan_.few_pixels)
+      return slices_.multiply(gradient, gradient_.ld(), pixels, c0_, channels_, to, ring_.pixel_stride());
+    for (int64_t c = 0; c < channels_; c += kTileColumns<T>) {
+      const int64_t panel = (c0_ + c) / kTileColumns<T>;
+      sepconv::multiply<false>(
+          Panel<T>{gradient, gradient_.ld(), 1}, pixels, pass_.weights_.panel(panel),
+          pass_.weights_.width(panel), p_.output.c,
+          TileOutput<T>{to + c, ring_.pixel_stride(), std::min<int64_t>(kTileColumns<T>, channels_ - c)});
+    }
+  }
+
+  DepthwiseGradient<T> weight_gradient() const {
+    return {sums_, pass_.sums_ld_, p_.window.kernel[1], channels_};
+  }
+  void add_weight_gradients_of_rows(int64_t first, int64_t last) {
+    const int64_t height = p_.output.h, pixel = rows_.pixel_stride();
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t n = r / height;
+      const T* g = ring_.row(n, r % height);
+      taps_at(pass_.vertical_, Direction::kForward, r % height, vertical_);
+      for (const Segment& segment : pass_.depthwise_.plan.segments) {
+        if (segment.taps.empty()) continue;
+        weight_gradient().add(
+            vertical_, segment.taps, g + segment.begin * ring_.pixel_stride(), ring_.pixel_stride(),
+            segment.count, segment.source_step * pixel, p_.window.dilation[1] * pixel,
+            [&](int64_t row) { return rows_.row(n, row) + segment.taps[0].source * pixel; });
+      }
+    }
+  }
+  void add_weight_gradients(int64_t n0, int64_t n1) {
+    rows_.start(n0);
+    for (int64_t n = n0; n < n1; ++n)
+      for (int64_t r = 0; r < rows_.rows(); ++r) rows_.row(n, r);
+    const T *x = rows_.row(n0, 0), *g = ring_.row(n0, 0);
+    const int64_t pixel = rows_.pixel_stride();
+    for (int64_t h = 0; h < p_.output.h; ++h) {
+      taps_at(pass_.vertical_, Direction::kForward, h, vertical_);
+      for (int64_t w = 0; w < p_.output.w; ++w) {
+        taps_at(pass_.horizontal_, Direction::kForward, w, horizontal_);
+        if (horizontal_.empty()) continue;
+        weight_gradient().add(
+            vertical_, horizontal_, g + h * ring_.row_stride() + w * ring_.pixel_stride(),
+            ring_.image_stride(), n1 - n0, rows_.image_stride(), p_.window.dilation[1] * pixel,
+            [&](int64_t row) { return x + row * rows_.row_stride() + horizontal_[0].source * pixel; });
+      }
+    }
+  }
+
+  // Rows of grad_input from next_ on whose gradients have all arrived with row `last` - 1.
+  void write_rows(int64_t last) {
+    constexpr int64_t kRows = Registers<T>::kBlockRows;
+    const int64_t height = p_.input.h;
+    while (next_ / height * p_.output.h < last) {
+      const int64_t n = next_ / height, h = next_ % height, arrived = last - n * p_.output.h;
+      const int64_t ready =
+          arrived >= p_.output.h
+              ? height
+              : std::clamp<int64_t>(arrived * p_.window.stride[0] - p_.window.padding[0], 0, height);
+      // Rows that can go together wait for each other.
+      const int64_t count = pass_.backward_.alike(h, height - h) >= kRows ? kRows : 1;
+      if (h + count > ready) break;
+      read_backward_.run(pass_.backward_, ring_, weights(), n, h, count, 0, p_.input.w, Stage<T>{}, channels_,
+                         result_.row(n, h, c0_), result_.pixel_stride(), result_.row_stride());
+      for (int64_t r = 0; r < count; ++r) result_.commit(n, h + r, c0_, channels_, r);
+      next_ += count;
+    }
+  }
+  void write_images(int64_t n0, int64_t n1) {
+    const int64_t height = p_.input.h;
+    const DepthwiseWeights<T> from_c0 = weights();
+    const T *g = ring_.row(n0, 0), *from = from_c0.data;
+    for (int64_t h = 0; h < height; ++h) {
+      taps_at(pass_.vertical_, Direction::kBackward, h, vertical_);
+      for (int64_t w = 0; w < p_.input.w; ++w) {
+        taps_at(pass_.horizontal_, Direction::kBackward, w, horizontal_);
+        taps_.clear();
+        for (const Tap& row : vertical_)
+          for (const Tap& tap : horizontal_)
+            taps_.push_back({row.source * ring_.row_stride() + tap.source * ring_.pixel_stride(),
+                             (row.kernel_index * from_c0.kernel_width + tap.kernel_index) * from_c0.ld});
+        sum_all_taps(WeightedSum<T, T>{&g, &from, 1, taps_.data(), static_cast<int64_t>(taps_.size()),
+                                       ring_.image_stride(),
+                                       result_.row(n0, h, c0_, h) + w * result_.pixel_stride(),
+                                       result_.image_stride(), n1 - n0, channels_, Stage<T>{}});
+      }
+    }
+    for (int64_t n = n0; n < n1; ++n)
+      for (int64_t h = 0; h < height; ++h) result_.commit(n, h, c0_, channels_, (n - n0) * height + h);
+  }
+  DepthwiseWeights<T> weights() const {
+    const DepthwiseWeights<T>& all = pass_.depthwise_.weights;
+    return {all.data + c0_, all.ld, all.kernel_width};
+  }
+
+  const InputPass& pass_;
+  const SeparableConv2dParams& p_;
+  Scratch scratch_{ScratchUse::kTask};
+  int64_t block_;
+  GradientRing<S> ring_;
+  GradientTiles<S> gradient_;
+  WeightSlices<S> slices_;
+  RowSource<S> rows_;
+  InputGradientRows<S> result_;
+  DepthwiseRow<T> read_backward_;
+  std::vector<Tap> vertical_, horizontal_;
+  std::vector<TapOffsets> taps_;
+  int64_t c0_ = 0, channels_ = 0, next_ = 0;
+  T* sums_ = nullptr;
+};
+
+template <class S>
+void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
+  Scratch call(ScratchUse::kCall);
+  InputPass<S> pass(b, parallel.threads, call);
+  pass.prepare(call, parallel);
+  parallel.run(pass.tasks(), [&](int64_t begin, int64_t end) { pass.run(begin, end); });
+  pass.merge();
 }
 
 // result[c] = sum of x over its pixels: the gradient of a bias.
