@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import sepconv
-from sepconv import FusedSequential, SeparableConv2d
+from sepconv import FusedSequential, SeparableConv2d, sequential
 from sepconv import chain as chain_module
 
 Layers = Callable[[], list[nn.Module]]
@@ -214,6 +214,27 @@ def test_strided_statistics_are_read_as_they_are():
     with torch.autograd.graph.saved_tensors_hooks(strided, lambda tensor: tensor):
         output = fused(x)
     torch.testing.assert_close(torch.autograd.grad(output.square().sum(), list(fused.parameters())), expected)
+
+
+def test_schemas_say_what_is_written():
+    """Running statistics, and nothing else."""
+    fused, _ = _twins("three", torch.float32)
+    x = _images(torch.float32)
+    units, _, _ = sequential._run(list(fused), 0, x)
+    parameters = [
+        tensor.detach()
+        for unit in units
+        for tensor in (unit.depthwise_weight, unit.pointwise_weight, unit.weight, unit.bias)
+    ]
+    running = [t for unit in units for t in (unit.running_mean, unit.running_var, unit.num_batches_tracked)]
+    windows = [1, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
+    plan = ([3, 3, 3], [1, 1, 2], windows)
+    chain, backward = torch.ops.sepconv.conv_chain.default, torch.ops.sepconv.conv_chain_backward.default
+    forward = (x, parameters, running, *plan, [1e-5] * 3, [0.1] * 3, 0, True)
+    torch.library.opcheck(chain, forward, test_utils="test_schema")
+    output, raws, statistics = chain(*forward)
+    arguments = (output, x, parameters, raws, statistics, *plan, 0, [True] * 13)
+    torch.library.opcheck(backward, arguments, test_utils="test_schema")
 
 
 @every_chain

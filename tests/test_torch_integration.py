@@ -144,6 +144,10 @@ def _id(sample: tuple[str, torch.memory_format, tuple[Any, ...]]) -> str:
     return f"{name}-{str(memory_format).removeprefix('torch.')}-{given}{mask}"
 
 
+# An autograd.Function calls them, and never while something traces; test_conv_chain.py checks their schemas.
+UNTRACED = {"conv_chain", "conv_chain_backward"}
+
+
 def test_every_operator_with_tensors_is_opchecked():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sepconv::")}
     with_tensors = {
@@ -154,7 +158,7 @@ def test_every_operator_with_tensors_is_opchecked():
             for a in getattr(ops, name.removeprefix("sepconv::")).default._schema.arguments
         )
     }
-    assert with_tensors == {name for name, _, _ in _opcheck_samples()}
+    assert with_tensors - UNTRACED == {name for name, _, _ in _opcheck_samples()}
 
 
 @pytest.mark.parametrize("sample", list(_opcheck_samples()), ids=_id)
