@@ -142,11 +142,9 @@ def summary(run: Run) -> list[str]:
     pace, peak, limit = shares(run, row)
     stock, peer = best_stock(row), best_peer(row)
     against = [f"{what} {rival}" for what, rival in (("best stock", stock), ("best peer", peer)) if rival]
-    lines = [
-        ", ".join(
-            [f"{row['name']}: {pace} of the FMA rate, {peak} of its peak, {limit} of the limit", *against]
-        )
-    ]
+    rate = [f"{pace} of the FMA rate"] if PACE in row["contestants"] else []  # not in older records
+    shared = ", ".join([*rate, f"{peak} of the FMA peak", f"{limit} of the limit", *against])
+    lines = [f"{row['name']}: {shared}"]
     if peer:
         lines.append(f"behind the best peer (below {BEHIND}x) on {behind(run)} layers, worst {worst(run)}")
     if f"{ours}-nchw" in row["contestants"]:

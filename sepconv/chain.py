@@ -16,8 +16,13 @@ from sepconv._types import Pair
 
 __all__ = ["ChainUnit", "conv_chain"]
 
-# In the order of the numbers that the operator knows them by.
-ACTIVATIONS = (None, "relu", "relu6")
+if _loader.load().loaded:
+    from sepconv.ops import DTYPES
+else:
+    DTYPES = frozenset()
+
+# Those whose derivative is a mask, in the order of the numbers that the operator knows them by.
+ACTIVATIONS = tuple(reference.ACTIVATIONS)[:3]
 _DEPTHWISE, _POINTWISE = 1, 2
 
 _ops = torch.ops.sepconv
@@ -144,7 +149,7 @@ def has_kernel(input: Tensor) -> bool:
     return (
         type(input) is Tensor
         and input.device.type == "cpu"
-        and input.dtype in _DTYPES
+        and input.dtype in DTYPES
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -153,9 +158,6 @@ def has_kernel(input: Tensor) -> bool:
     )
 
 
-_DTYPES = frozenset(
-    (torch.float32, torch.float64, torch.bfloat16, torch.float16) if _loader.load().loaded else ()
-)
 _NOTHING = torch.empty(0, device="cpu")
 
 

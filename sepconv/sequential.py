@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sepconv import chain
-from sepconv._checks import autocasts
+from sepconv._checks import autocasts, pair
 from sepconv.chain import ChainUnit, conv_chain
 from sepconv.modules import SeparableConv2d, is_depthwise, is_plain, is_pointwise
 
@@ -194,9 +194,7 @@ def _output_size(size: torch.Size, unit: ChainUnit) -> tuple[int, int, int, int]
         channels, _, *kernel = unit.depthwise_weight.shape
     if unit.pointwise_weight is not None:
         channels = unit.pointwise_weight.shape[0]
-    stride, padding, dilation = (
-        (v, v) if isinstance(v, int) else v for v in (unit.stride, unit.padding, unit.dilation)
-    )
+    stride, padding, dilation = map(pair, (unit.stride, unit.padding, unit.dilation))
     height, width = (
         (extent[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)
     )

@@ -1,5 +1,5 @@
-// The gradient of pointwise weights: a block of channels at a time, the depthwise output is computed again
-// for a chunk of pixels and multiplied with grad_output while both are in L2, in the final layout.
+// The gradient of pointwise weights, in its final layout: the depthwise output is computed again for a chunk
+// of pixels and stays in L2, while grad_output passes by.
 
 // grad_output, tile by tile: where it lies if its layout and dtype are the kernel's own, else from a buffer.
 template <class S>

@@ -1,7 +1,6 @@
 // Backward, from the inputs alone: nothing of the forward was stored.
 //   input pass      G = grad_output x pointwise weights, by tiles of rows in a ring; the depthwise read
-//   backward turns G
-//                   into grad_input, and G against the input rows is grad_depthwise.
+//                   backward turns G into grad_input, and G against the input rows is grad_depthwise.
 //   weight pass     grad_pointwise: see pointwise_gradient-inl.h.
 // Work is cut by the shape alone, partial sums are merged in order: the same bits for any number of threads.
 
