@@ -34,6 +34,7 @@ _row_average_conv2d_backward = _ops.row_average_conv2d_backward.default
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _BACKENDS = ("CPU", "CUDA")
+_LEAST_CAPABILITY = (8, 0)  # of a GPU
 
 
 def has_backend(backend: str) -> bool:
@@ -45,6 +46,12 @@ def has_backend(backend: str) -> bool:
 DEVICES = frozenset({"meta", *(backend.lower() for backend in _BACKENDS if has_backend(backend))})
 
 
+@torch.compiler.assume_constant_result
+def _is_served(gpu: int | None) -> bool:
+    """Whether the CUDA kernels were compiled for this GPU; without any, tensors on one are fake."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(gpu) >= _LEAST_CAPABILITY
+
+
 def has_kernel(input: Tensor) -> bool:
     """Whether the operators serve this tensor here and now; the reference serves everything else.
 
@@ -52,6 +59,8 @@ def has_kernel(input: Tensor) -> bool:
     gradient transforms; vmap alone is served.
     """
     if input.dtype not in DTYPES or input.device.type not in DEVICES:
+        return False
+    if input.device.type == "cuda" and not _is_served(input.device.index):
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False

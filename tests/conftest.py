@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,13 @@ from sepconv import _loader
 ALL_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon")
 
 
+# Whether the CUDA kernels, run by the emulator of tests/cuda_host, take the place of the CPU's.
+CUDA_HOST = os.environ.get("SEPCONV_TEST_KERNELS") == "cuda_host"
+
+
 def _available() -> list[str]:
+    if CUDA_HOST:  # they know no instruction set
+        return [torch.ops.sepconv.cpu_capability()]
     return torch.ops.sepconv.available_cpu_capabilities().split(",")
 
 
@@ -21,6 +28,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     library = _loader.load()
     if not library.loaded:
         pytest.exit(f"sepconv's compiled library is missing: {library.reason}", returncode=1)
+    if CUDA_HOST:
+        from cuda_host.build import build
+
+        torch.ops.load_library(build())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -47,6 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _loader.load().loaded:
         return
+    if CUDA_HOST:
+        terminalreporter.write_line("the CUDA kernels ran in place of the CPU's, in emulation")
     available = _available()
     absent = [name for name in ALL_CAPABILITIES if name not in available]
     terminalreporter.write_line(

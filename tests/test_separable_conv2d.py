@@ -21,6 +21,7 @@ from numerics import assert_exact, assert_same_bits
 from operators import SEPARABLE_CONV2D, check, check_backward, check_forward
 from samples import (
     CHANNELS,
+    CUDA_ROUNDS_TWICE,
     DTYPES,
     LAYOUTS,
     identify,
@@ -183,6 +184,21 @@ def test_weights_may_have_any_strides(layout, capability):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parameters_may_lie_anywhere_in_a_flat_buffer(dtype, capability):
+    """In a row at an odd offset, as optimizers that flatten parameters keep them."""
+    tensors, config, grad_output = build(
+        in_channels=16, out_channels=24, dtype=dtype, layout="channels_last", grad_layout="channels_last"
+    )
+    flat = {
+        name: tensor
+        if name == "input"
+        else torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor)
+        for name, tensor in tensors.items()
+    }
+    check(SEPARABLE_CONV2D, flat, config, grad_output, exact=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_an_empty_batch_gives_an_empty_output_and_zero_weight_gradients(layout, dtype, capability):
     tensors, config, grad_output = build(batch=0, dtype=dtype, in_channels=17, layout=layout)
@@ -234,6 +250,7 @@ def test_arguments_are_not_modified(layout, capability):
             assert result.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
 
 
+@CUDA_ROUNDS_TWICE
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_half_results_are_rounded_once_to_nearest_even(dtype, capability):
     """Sums of integers beyond the mantissa: ties and neighbours of ties, exact in float32 until the store."""

@@ -11,7 +11,7 @@ import torch
 from cases import BUILD
 from numerics import assert_exact, assert_same_bits, assert_same_special_values
 from operators import OPERATORS, SEPARABLE_CONV2D, check
-from samples import DTYPES, LAYOUTS, integers, normals
+from samples import CUDA_ROUNDS_TWICE, DTYPES, LAYOUTS, integers, normals
 
 NAN, INF = float("nan"), float("inf")
 HALF = (torch.bfloat16, torch.float16)
@@ -163,6 +163,7 @@ def _identity(channels, dtype):
     }
 
 
+@CUDA_ROUNDS_TWICE
 @pytest.mark.parametrize("channels", [1, 64])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_every_finite_value_of_a_half_dtype_passes_an_identity_unchanged(dtype, channels, capability):
@@ -231,6 +232,7 @@ def test_subnormal_inputs_are_not_flushed(operator, dtype, capability):
     assert_exact(gradient, operator.gradients(grad_output, tensors, config)["input"].double() * unit, dtype)
 
 
+@CUDA_ROUNDS_TWICE
 def test_sums_beyond_the_range_of_a_half_dtype_are_kept_until_the_store(capability):
     """Products of 60000 and 4 overflow float16; their difference, which float32 sums give, does not."""
     tensors = {

@@ -5,65 +5,18 @@
 
 #include "core/separable_conv2d.h"
 #include "torch/checks.h"
+#include "torch/separable_conv2d.h"
 #include "torch/tensors.h"
 
 namespace sepconv::binding {
 namespace {
 
-// A call whose arguments fit together. The weights are owned here while `params` points into them.
-struct Call {
-  SeparableConv2dParams params;
-  Tensor depthwise_weight, pointwise_weight;
-  std::optional<Tensor> depthwise_bias;
-  Sizes output;
-};
-
-Call checked(const Checks& checks, const Tensor& input, const Tensor& depthwise_weight,
-             const Tensor& pointwise_weight, const std::optional<Tensor>& depthwise_bias, const Ints& stride,
-             const Ints& padding, const Ints& dilation) {
-  checks.image(input, "input");
-  const DType dtype = checks.dtype(input.scalar_type(), "input");
-  checks.like_input(depthwise_weight, "depthwise_weight", input);
-  checks.like_input(pointwise_weight, "pointwise_weight", input);
-  checks.like_input(depthwise_bias, "depthwise_bias", input);
-
-  checks.dimensions(depthwise_weight, "depthwise_weight", 4, "(C_in * multiplier, 1, kh, kw)");
-  const int64_t channels = input.size(1), middle = depthwise_weight.size(0);
-  checks.require(middle > 0 && middle % channels == 0 && depthwise_weight.size(1) == 1,
-                 "depthwise_weight must have shape (C_in * multiplier, 1, kh, kw) with C_in = ", channels,
-                 ", got ", Listed{depthwise_weight.sizes()});
-  checks.vector(depthwise_bias, "depthwise_bias", middle);
-  checks.dimensions(pointwise_weight, "pointwise_weight", 4, "(C_out, C_in * multiplier, 1, 1)");
-  const int64_t out_channels = pointwise_weight.size(0);
-  checks.require(out_channels > 0, "pointwise_weight must have at least one output channel, got shape ",
-                 Listed{pointwise_weight.sizes()});
-  checks.shape(pointwise_weight, "pointwise_weight", {out_channels, middle, 1, 1});
-
-  Call call;
-  call.depthwise_weight = dense(depthwise_weight);
-  call.pointwise_weight = dense(pointwise_weight);
-  call.depthwise_bias = dense(depthwise_bias);
-  SeparableConv2dParams& params = call.params;
-  params.dtype = dtype;
-  params.window =
-      checks.window({depthwise_weight.size(2), depthwise_weight.size(3)}, stride, padding, dilation);
-  params.depth_multiplier = middle / channels;
-  params.input = read_from(input);
-  params.depthwise_weight = call.depthwise_weight.const_data_ptr();
-  params.pointwise_weight = call.pointwise_weight.const_data_ptr();
-  params.middle.shift = data_or_null(call.depthwise_bias);
-
-  const auto [height, width] = checks.output_size(input.size(2), input.size(3), params.window);
-  call.output = {input.size(0), out_channels, height, width};
-  return call;
-}
-
 Tensor forward(const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
                const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
                Ints stride, Ints padding, Ints dilation) {
   const Checks checks("separable_conv2d");
-  Call call =
-      checked(checks, input, depthwise_weight, pointwise_weight, depthwise_bias, stride, padding, dilation);
+  SeparableConv2dCall call = checked_separable_conv2d(checks, input, depthwise_weight, pointwise_weight,
+                                                      depthwise_bias, stride, padding, dilation);
   checks.like_input(pointwise_bias, "pointwise_bias", input);
   checks.vector(pointwise_bias, "pointwise_bias", call.output[1]);
 
@@ -84,37 +37,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
                                                             std::vector<bool> output_mask) {
   const Checks checks("separable_conv2d_backward");
   checks.length("output_mask", output_mask, 5);
-  Call call =
-      checked(checks, input, depthwise_weight, pointwise_weight, depthwise_bias, stride, padding, dilation);
+  SeparableConv2dCall call = checked_separable_conv2d(checks, input, depthwise_weight, pointwise_weight,
+                                                      depthwise_bias, stride, padding, dilation);
   checks.like_input(grad_output, "grad_output", input);
   checks.shape(grad_output, "grad_output", call.output);
 
-  const int64_t middle = depthwise_weight.size(0), out_channels = call.output[1];
-  Tensor grad_input, grad_depthwise_weight, grad_pointwise_weight, grad_depthwise_bias, grad_pointwise_bias;
-  if (output_mask[0]) grad_input = empty_image(checks, "grad_input", sizes_of(input), input);
-  if (output_mask[1])
-    grad_depthwise_weight = empty_weight(checks, "grad_depthwise_weight", sizes_of(depthwise_weight), input);
-  if (output_mask[2])
-    grad_pointwise_weight = empty_weight(checks, "grad_pointwise_weight", sizes_of(pointwise_weight), input);
-  if (output_mask[3]) grad_depthwise_bias = empty_vector(checks, "grad_depthwise_bias", middle, input);
-  if (output_mask[4]) grad_pointwise_bias = empty_vector(checks, "grad_pointwise_bias", out_channels, input);
-
+  SeparableConv2dGradients grads =
+      empty_gradients(checks, output_mask, input, depthwise_weight, pointwise_weight);
   if (input.size(0) == 0) {
-    for (const Tensor& sum :
-         {grad_depthwise_weight, grad_pointwise_weight, grad_depthwise_bias, grad_pointwise_bias})
-      zero(sum);
+    grads.zero_sums();
   } else {
     SeparableConv2dBackwardParams params;
     params.forward = call.params;
     params.forward.output = read_from(grad_output);
-    params.grad_input = write_if_wanted(grad_input);
-    params.grad_depthwise_weight = data_if_wanted(grad_depthwise_weight);
-    params.grad_pointwise_weight = data_if_wanted(grad_pointwise_weight);
-    params.grad_depthwise_bias = data_if_wanted(grad_depthwise_bias);
-    params.grad_pointwise_bias = data_if_wanted(grad_pointwise_bias);
+    params.grad_input = write_if_wanted(grads.input);
+    params.grad_depthwise_weight = data_if_wanted(grads.depthwise_weight);
+    params.grad_pointwise_weight = data_if_wanted(grads.pointwise_weight);
+    params.grad_depthwise_bias = data_if_wanted(grads.depthwise_bias);
+    params.grad_pointwise_bias = data_if_wanted(grads.pointwise_bias);
     separable_conv2d_backward(params, torch_threads());
   }
-  return {grad_input, grad_depthwise_weight, grad_pointwise_weight, grad_depthwise_bias, grad_pointwise_bias};
+  return grads.all();
 }
 
 // Shape and strides without data: all that the planner reads.

@@ -1,0 +1,29 @@
+// The depthwise convolution alone, and its gradients: what the separable convolution is made of where one
+// kernel cannot do both stages.
+#pragma once
+#include "core/cuda/launch.h"
+#include "core/params.h"
+
+namespace sepconv::cuda {
+
+struct DepthwiseParams {
+  DType dtype = DType::kFloat32;
+  Window window;
+  int64_t multiplier = 1;        // output channels of one input channel
+  const void* weight = nullptr;  // (channels * multiplier, 1, kh, kw), contiguous
+  const void* bias = nullptr;    // of the forward, or null
+  Image input;                   // or grad_input
+  Image output;                  // or grad_output
+};
+
+void depthwise(const DepthwiseParams& params, Stream stream);
+
+// Writes params.input from params.output.
+void depthwise_input_gradient(const DepthwiseParams& params, Stream stream);
+
+// Writes grad_weight, as contiguous as the weight, from params.input and params.output.
+int64_t workspace_of_depthwise_weight_gradient(const DepthwiseParams& params);  // bytes
+void depthwise_weight_gradient(const DepthwiseParams& params, void* grad_weight, void* workspace,
+                               Stream stream);
+
+}  // namespace sepconv::cuda

@@ -1,0 +1,112 @@
+#include <cstdlib>
+#include <cstring>
+
+#include "core/cuda/launch.cuh"
+#include "core/cuda/separable_conv2d.cuh"
+#include "core/cuda/separable_conv2d.h"
+
+namespace sepconv::cuda {
+namespace {
+
+constexpr int kMostBandWidth = 37;
+constexpr int kTileRuns = 4;  // of a tile's row
+
+int padded_channels(DType dtype, int64_t channels) {
+  const int64_t chunk = 64 / static_cast<int64_t>(bytes_of(dtype));
+  return as_int(divide_up(channels, chunk) * chunk);
+}
+
+// Pixels of a tile: as many as leave room for the panel.
+int pixels_of(const SeparableConv2dParams& p, const Device& device) {
+  if (p.input.c * p.window.kernel[0] * p.window.kernel[1] > device.shared_bytes) return 0;
+  const int taps = as_int(p.window.kernel[0] * p.window.kernel[1]);
+  const int channels = padded_channels(p.dtype, p.input.c);
+  if (FusedShared<Float16, 128>(channels, taps).bytes() <= device.shared_bytes) return 128;
+  if (FusedShared<Float16, 64>(channels, taps).bytes() <= device.shared_bytes) return 64;
+  return 0;
+}
+
+template <class T, int kPixels, int kColumns, int kStep>
+void launch(const SeparableConv2dParams& p, const Device& device, Stream stream) {
+  FusedArguments<T> a{};
+  a.input = static_cast<const T*>(p.input.data);
+  a.output = static_cast<T*>(p.output.data);
+  a.depthwise_weight = static_cast<const T*>(p.depthwise_weight);
+  a.depthwise_bias = static_cast<const T*>(p.middle.shift);
+  a.pointwise_weight = static_cast<const T*>(p.pointwise_weight);
+  a.pointwise_bias = static_cast<const T*>(p.epilogue.shift);
+  a.in = strides_of(p.input);
+  a.out = strides_of(p.output);
+  a.geometry = geometry_of(p.window, p.input, p.output);
+  a.channels = as_int(p.input.c);
+  a.padded_channels = padded_channels(p.dtype, p.input.c);
+  a.out_channels = as_int(p.output.c);
+
+  // Wide images in squares of pixels, whose windows overlap least; narrow ones in bands of whole rows.
+  const Geometry& g = a.geometry;
+  constexpr int kRuns = kPixels / kFusedRun;
+  const auto runs_along = static_cast<int>(divide_up(g.out_width, kFusedRun));
+  int64_t tiles;
+  if (g.out_width > kMostBandWidth) {
+    a.tile_width = kTileRuns;
+    a.tiles_along = static_cast<unsigned>(divide_up(runs_along, kTileRuns));
+    a.tiles_down = static_cast<unsigned>(divide_up(g.out_height, kRuns / kTileRuns));
+    tiles = p.output.n * a.tiles_along * a.tiles_down;
+  } else {
+    const int64_t runs = p.output.n * g.out_height * runs_along;
+    a.runs = static_cast<unsigned>(as_int(runs));
+    tiles = divide_up(runs, kRuns);
+  }
+  // Few tiles: several blocks share one, each with some of its output channels.
+  const int64_t output_tiles = divide_up(a.out_channels, kFusedOutputs);
+  const int64_t blocks_of_tile = std::clamp<int64_t>(device.multiprocessors / tiles, 1, output_tiles);
+  a.output_tiles_of_block = static_cast<int>(divide_up(output_tiles, blocks_of_tile));
+  const dim3 grid(static_cast<unsigned>(as_int(tiles)),
+                  static_cast<unsigned>(divide_up(output_tiles, a.output_tiles_of_block)));
+
+  const FusedShared<T, kPixels> shared(a.padded_channels, g.kernel[0] * g.kernel[1]);
+  const auto kernel = separable_conv2d_kernel<T, kPixels, kColumns, kStep>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared.bytes()));
+  SEPCONV_LAUNCH(kernel, grid, dim3(kFusedThreads), static_cast<size_t>(shared.bytes()),
+                 static_cast<cudaStream_t>(stream), a);
+  check_launch("separable_conv2d");
+}
+
+template <class T, int kPixels>
+void of_window(const SeparableConv2dParams& p, const Device& device, Stream stream) {
+  const Window& w = p.window;
+  if (w.kernel[1] == 3 && w.dilation[1] == 1 && w.stride[1] == 1)
+    return launch<T, kPixels, 3, 1>(p, device, stream);
+  if (w.kernel[1] == 3 && w.dilation[1] == 1 && w.stride[1] == 2)
+    return launch<T, kPixels, 3, 2>(p, device, stream);
+  launch<T, kPixels, 0, 0>(p, device, stream);
+}
+
+}  // namespace
+
+bool can_fuse_separable_conv2d(const SeparableConv2dParams& p, const Device& device) {
+  if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return false;
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  const int64_t pixels = p.output.n * p.output.h * p.output.w;
+  return p.depth_multiplier == 1 && pixels <= kMostBlocks && moves_vectors(p.input, 8, p.dtype) &&
+         moves_vectors(p.output, 2, p.dtype) && aligned(p.pointwise_weight) && pixels_of(p, device) > 0;
+}
+
+bool fuses_separable_conv2d(const SeparableConv2dParams& p, const Device& device) {
+  if (!can_fuse_separable_conv2d(p, device)) return false;
+  const char* const path = std::getenv("SEPCONV_CUDA_PATH");
+  if (path != nullptr && std::strcmp(path, "fused") == 0) return true;
+  if (path != nullptr && std::strcmp(path, "stages") == 0) return false;
+  return p.input.c <= 256;
+}
+
+void separable_conv2d(const SeparableConv2dParams& p, const Device& device, Stream stream) {
+  const bool wide = pixels_of(p, device) == 128;
+  const auto run = [&](auto t) {
+    using T = decltype(t);
+    wide ? of_window<T, 128>(p, device, stream) : of_window<T, 64>(p, device, stream);
+  };
+  p.dtype == DType::kFloat16 ? run(Float16{}) : run(BFloat16{});
+}
+
+}  // namespace sepconv::cuda
