@@ -2,6 +2,8 @@
 // channels. The block's shape decides what adjacent threads share: along x threads take the next channels
 // (NHWC), along y the next run of the row (NCHW, with one thread along x).
 #pragma once
+#include <type_traits>
+
 #include "core/cuda/device.cuh"
 #include "core/cuda/geometry.h"
 
@@ -57,6 +59,10 @@ __device__ __forceinline__ void transpose_weights(const T* weight, int channels,
   }
 }
 
+// Within a row: 32 bits for vectors, which spares registers (moves_vectors sees to it that they suffice).
+template <int kLanes>
+using RowStep = std::conditional_t<(kLanes > 1), int, int64_t>;
+
 // Adds what one kernel row gives kRun outputs that read columns from `first` on, all in registers at once.
 // Where some lie outside (not kInside), their products are left out: with a zero in their place, an infinite
 // weight would make NaN of them.
@@ -94,6 +100,7 @@ __device__ __forceinline__ void depthwise_run(const Geometry& g, const T* image,
                                               const Weights& weights, int y, int x,
                                               Compute<T> (&sum)[kRun][kLanes]) {
   const int columns = kColumns > 0 ? kColumns : g.kernel[1];
+  const auto step = static_cast<RowStep<kLanes>>(s.w);
   for (int ky = 0; ky < g.kernel[0]; ++ky) {
     const int row = y * g.stride[0] - g.padding[0] + ky * g.dilation[0];
     if (static_cast<unsigned>(row) >= static_cast<unsigned>(g.height)) continue;
@@ -106,9 +113,9 @@ __device__ __forceinline__ void depthwise_run(const Geometry& g, const T* image,
       for (int part = 0; part < kRun; part += kPart) {
         const int first = (x + part) * kStep - g.padding[1];
         if (first >= 0 && first + kReads <= g.width)
-          add_row<T, kLanes, kPart, kColumns, kStep, true>(g, line, s.w, weights, ky, first, sum + part);
+          add_row<T, kLanes, kPart, kColumns, kStep, true>(g, line, step, weights, ky, first, sum + part);
         else
-          add_row<T, kLanes, kPart, kColumns, kStep, false>(g, line, s.w, weights, ky, first, sum + part);
+          add_row<T, kLanes, kPart, kColumns, kStep, false>(g, line, step, weights, ky, first, sum + part);
       }
     } else {
       for (int kx = 0; kx < columns; ++kx) {
@@ -118,7 +125,7 @@ __device__ __forceinline__ void depthwise_run(const Geometry& g, const T* image,
           const int column = (x + o) * g.stride[1] - g.padding[1] + kx * g.dilation[1];
           if (static_cast<unsigned>(column) >= static_cast<unsigned>(g.width)) continue;
           Compute<T> in[kLanes];
-          load<T, kLanes>(line + column * s.w, in);
+          load<T, kLanes>(line + column * step, in);
 #pragma unroll
           for (int i = 0; i < kLanes; ++i) sum[o][i] += weight[i] * in[i];
         }

@@ -84,11 +84,12 @@ inline Geometry geometry_of(const Window& window, const Image& input, const Imag
   return g;
 }
 
-// Whether vectors of `lanes` channels can be moved at once.
+// Whether vectors of `lanes` channels can be moved at once, by offsets of 32 bits within a row.
 inline bool moves_vectors(const Image& image, int lanes, DType dtype) {
   const auto whole = [&](int64_t elements) { return elements % lanes == 0; };
-  return (image.stride_c == 1 || image.c == 1) && whole(image.c) && whole(image.stride_n) &&
-         whole(image.stride_h) && whole(image.stride_w) &&
+  return (image.stride_c == 1 || image.c == 1) &&
+         image.stride_w * image.w <= std::numeric_limits<int>::max() && whole(image.c) &&
+         whole(image.stride_n) && whole(image.stride_h) && whole(image.stride_w) &&
          reinterpret_cast<uintptr_t>(image.data) % (lanes * bytes_of(dtype)) == 0;
 }
 
