@@ -10,6 +10,7 @@
 #include "core/parallel.h"
 #include "core/params.h"
 #include "torch/checks.h"
+#include "torch/huge_pages.h"
 
 namespace sepconv::binding {
 
@@ -46,7 +47,10 @@ inline Tensor allocate(const Checks& checks, const char* name, torch::headeronly
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                device, like.get_device_index(), &handle);
   checks.require(status == TORCH_SUCCESS, "there is no memory for ", name, " of shape ", Listed{sizes});
-  return Tensor(handle);
+  const Tensor tensor(handle);
+  if (device == aoti_torch_device_type_cpu())
+    advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
 }
 inline Tensor allocate(const Checks& checks, const char* name, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                        torch::headeronly::IntHeaderOnlyArrayRef strides, const Tensor& like) {
