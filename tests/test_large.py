@@ -1,8 +1,10 @@
-"""Tensors whose offsets or element counts pass 2^31: 64-bit arithmetic everywhere."""
+"""Large tensors: 64-bit arithmetic where offsets or counts pass 2^31, and huge pages."""
 
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +110,21 @@ def test_the_output_may_have_more_than_2_31_elements(name):
             output[..., start : start + 4096, :],
             column[..., start : start + 4096, :].expand(-1, -1, -1, width),
         )
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(),
+    reason="this kernel has no transparent huge pages",
+)
+def test_large_results_ask_for_huge_pages():
+    """Fresh memory costs a page fault a page: 512 times as many with small ones."""
+    output = torch.ops.sepconv.row_average(torch.ones(1, 16, 1024, 1024), 1)
+    middle = output.data_ptr() + output.nbytes // 2
+    mapping = None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            mapping = range(int(found[1], 16), int(found[2], 16))
+        elif line.startswith("VmFlags:") and mapping is not None and middle in mapping:
+            assert "hg" in line.split()
+            return
+    pytest.fail("the output lies in no mapping")
