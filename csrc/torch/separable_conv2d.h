@@ -65,29 +65,41 @@ inline SeparableConv2dCall checked_separable_conv2d(const Checks& checks, const 
 struct SeparableConv2dGradients {
   Tensor input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias;
 
-  // Of an empty batch.
-  void zero_sums() const {
-    for (const Tensor& sum : {depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias}) zero(sum);
-  }
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> all() const {
     return {input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias};
   }
 };
 
-inline SeparableConv2dGradients empty_gradients(const Checks& checks, const std::vector<bool>& mask,
-                                                const Tensor& input, const Tensor& depthwise_weight,
-                                                const Tensor& pointwise_weight) {
+// The backward's arguments, checked, and its results: allocated, and done where the batch is empty.
+struct SeparableConv2dBackwardCall : SeparableConv2dCall {
   SeparableConv2dGradients grads;
-  if (mask[0]) grads.input = empty_image(checks, "grad_input", sizes_of(input), input);
-  if (mask[1])
+};
+
+inline SeparableConv2dBackwardCall checked_separable_conv2d_backward(
+    const Checks& checks, const Tensor& grad_output, const Tensor& input, const Tensor& depthwise_weight,
+    const Tensor& pointwise_weight, const std::optional<Tensor>& depthwise_bias, const Ints& stride,
+    const Ints& padding, const Ints& dilation, const std::vector<bool>& output_mask) {
+  checks.length("output_mask", output_mask, 5);
+  SeparableConv2dBackwardCall call{checked_separable_conv2d(checks, input, depthwise_weight, pointwise_weight,
+                                                            depthwise_bias, stride, padding, dilation),
+                                   {}};
+  checks.like_input(grad_output, "grad_output", input);
+  checks.shape(grad_output, "grad_output", call.output);
+
+  SeparableConv2dGradients& grads = call.grads;
+  const int64_t middle = depthwise_weight.size(0), out_channels = pointwise_weight.size(0);
+  if (output_mask[0]) grads.input = empty_image(checks, "grad_input", sizes_of(input), input);
+  if (output_mask[1])
     grads.depthwise_weight = empty_weight(checks, "grad_depthwise_weight", sizes_of(depthwise_weight), input);
-  if (mask[2])
+  if (output_mask[2])
     grads.pointwise_weight = empty_weight(checks, "grad_pointwise_weight", sizes_of(pointwise_weight), input);
-  if (mask[3])
-    grads.depthwise_bias = empty_vector(checks, "grad_depthwise_bias", depthwise_weight.size(0), input);
-  if (mask[4])
-    grads.pointwise_bias = empty_vector(checks, "grad_pointwise_bias", pointwise_weight.size(0), input);
-  return grads;
+  if (output_mask[3]) grads.depthwise_bias = empty_vector(checks, "grad_depthwise_bias", middle, input);
+  if (output_mask[4]) grads.pointwise_bias = empty_vector(checks, "grad_pointwise_bias", out_channels, input);
+  if (input.size(0) == 0)
+    for (const Tensor& sum :
+         {grads.depthwise_weight, grads.pointwise_weight, grads.depthwise_bias, grads.pointwise_bias})
+      zero(sum);
+  return call;
 }
 
 }  // namespace sepconv::binding

@@ -36,28 +36,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
                                                             Ints stride, Ints padding, Ints dilation,
                                                             std::vector<bool> output_mask) {
   const Checks checks("separable_conv2d_backward");
-  checks.length("output_mask", output_mask, 5);
-  SeparableConv2dCall call = checked_separable_conv2d(checks, input, depthwise_weight, pointwise_weight,
-                                                      depthwise_bias, stride, padding, dilation);
-  checks.like_input(grad_output, "grad_output", input);
-  checks.shape(grad_output, "grad_output", call.output);
+  const SeparableConv2dBackwardCall call =
+      checked_separable_conv2d_backward(checks, grad_output, input, depthwise_weight, pointwise_weight,
+                                        depthwise_bias, stride, padding, dilation, output_mask);
+  if (input.size(0) == 0) return call.grads.all();
 
-  SeparableConv2dGradients grads =
-      empty_gradients(checks, output_mask, input, depthwise_weight, pointwise_weight);
-  if (input.size(0) == 0) {
-    grads.zero_sums();
-  } else {
-    SeparableConv2dBackwardParams params;
-    params.forward = call.params;
-    params.forward.output = read_from(grad_output);
-    params.grad_input = write_if_wanted(grads.input);
-    params.grad_depthwise_weight = data_if_wanted(grads.depthwise_weight);
-    params.grad_pointwise_weight = data_if_wanted(grads.pointwise_weight);
-    params.grad_depthwise_bias = data_if_wanted(grads.depthwise_bias);
-    params.grad_pointwise_bias = data_if_wanted(grads.pointwise_bias);
-    separable_conv2d_backward(params, torch_threads());
-  }
-  return grads.all();
+  SeparableConv2dBackwardParams params;
+  params.forward = call.params;
+  params.forward.output = read_from(grad_output);
+  params.grad_input = write_if_wanted(call.grads.input);
+  params.grad_depthwise_weight = data_if_wanted(call.grads.depthwise_weight);
+  params.grad_pointwise_weight = data_if_wanted(call.grads.pointwise_weight);
+  params.grad_depthwise_bias = data_if_wanted(call.grads.depthwise_bias);
+  params.grad_pointwise_bias = data_if_wanted(call.grads.pointwise_bias);
+  separable_conv2d_backward(params, torch_threads());
+  return call.grads.all();
 }
 
 // Shape and strides without data: all that the planner reads.

@@ -75,7 +75,8 @@ Tensor pixels_of(const Tensor& image) {
 // torch.backends.cudnn.deterministic makes them. Returns the gradient of the depthwise result, if it is
 // wanted.
 Tensor backward_of_pointwise(const Checks& checks, const SeparableConv2dCall& call, const Tensor& grad_output,
-                             const Tensor& input, bool of_middle, Tensor* grad_weight, cuda::Stream stream) {
+                             const Tensor& input, bool of_middle, const Tensor* grad_weight,
+                             cuda::Stream stream) {
   const DType dtype = call.params.dtype;
   if (dtype == DType::kFloat32) {
     // The gradient of the middle does not read the middle's values.
@@ -144,41 +145,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
                                                             Ints stride, Ints padding, Ints dilation,
                                                             std::vector<bool> output_mask) {
   const Checks checks("separable_conv2d_backward");
-  checks.length("output_mask", output_mask, 5);
-  const SeparableConv2dCall call = checked_separable_conv2d(checks, input, depthwise_weight, pointwise_weight,
-                                                            depthwise_bias, stride, padding, dilation);
-  checks.like_input(grad_output, "grad_output", input);
-  checks.shape(grad_output, "grad_output", call.output);
-  SeparableConv2dGradients grads =
-      empty_gradients(checks, output_mask, input, depthwise_weight, pointwise_weight);
-  if (input.size(0) == 0) {
-    grads.zero_sums();
-    return grads.all();
-  }
+  const SeparableConv2dBackwardCall call =
+      checked_separable_conv2d_backward(checks, grad_output, input, depthwise_weight, pointwise_weight,
+                                        depthwise_bias, stride, padding, dilation, output_mask);
+  if (input.size(0) == 0) return call.grads.all();
 
   const OnDevice device(input);
   const bool of_middle = output_mask[0] || output_mask[1] || output_mask[3];
   Tensor grad_middle;
   if (of_middle || output_mask[2])
-    grad_middle = backward_of_pointwise(checks, call, grad_output, input, of_middle,
-                                        output_mask[2] ? &grads.pointwise_weight : nullptr, device.stream);
+    grad_middle =
+        backward_of_pointwise(checks, call, grad_output, input, of_middle,
+                              output_mask[2] ? &call.grads.pointwise_weight : nullptr, device.stream);
   if (of_middle) {
     cuda::DepthwiseParams params = depthwise_params(call);
     params.output = read_from(grad_middle);
     if (output_mask[1]) {
       const Tensor workspace = empty_bytes(checks, "the sums of grad_depthwise_weight",
                                            cuda::workspace_of_depthwise_weight_gradient(params), input);
-      cuda::depthwise_weight_gradient(params, grads.depthwise_weight.mutable_data_ptr(),
+      cuda::depthwise_weight_gradient(params, call.grads.depthwise_weight.mutable_data_ptr(),
                                       workspace.mutable_data_ptr(), device.stream);
     }
     if (output_mask[0]) {
-      params.input = write_to(grads.input);
+      params.input = write_to(call.grads.input);
       cuda::depthwise_input_gradient(params, device.stream);
     }
-    if (output_mask[3]) move_into(grads.depthwise_bias, library::sum_of_channels(grad_middle));
+    if (output_mask[3]) move_into(call.grads.depthwise_bias, library::sum_of_channels(grad_middle));
   }
-  if (output_mask[4]) move_into(grads.pointwise_bias, library::sum_of_channels(grad_output));
-  return grads.all();
+  if (output_mask[4]) move_into(call.grads.pointwise_bias, library::sum_of_channels(grad_output));
+  return call.grads.all();
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Every intrinsic that the CUDA kernels use. Kernels include this and the core's plain headers, nothing else:
-// so the same source also compiles as host C++, where tests run it (tests/cuda_host).
+// Every intrinsic, for the CUDA kernels of today and the next. Kernels include this and the core's plain
+// headers, nothing else: so the same source also compiles as host C++, where tests run it (tests/cuda_host).
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
