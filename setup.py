@@ -97,7 +97,7 @@ def compiles(cuda_home: str, architecture: str) -> str | None:
 def architectures(cuda_home: str) -> str:
     """TORCH_CUDA_ARCH_LIST for this machine's GPUs, or, where none will do, for all that nvcc knows."""
     capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    own = sorted(f"{major}.{minor}" for major, minor in capabilities if major >= 8)
+    own = [f"{major}.{minor}" for major, minor in sorted(capabilities) if major >= 8]
     known = own or [name for name in ARCHITECTURES if compiles(cuda_home, name) is None]
     return ";".join(known) + "+PTX"
 

@@ -12,6 +12,7 @@ average itself.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -46,10 +47,17 @@ def has_backend(backend: str) -> bool:
 DEVICES = frozenset({"meta", *(backend.lower() for backend in _BACKENDS if has_backend(backend))})
 
 
+@functools.cache
+def _capability(gpu: int) -> tuple[int, int]:
+    """Asked once for each GPU: it stays as it is."""
+    # Without any, tensors on one are fake.
+    return torch.cuda.get_device_capability(gpu) if torch.cuda.is_available() else _LEAST_CAPABILITY
+
+
 @torch.compiler.assume_constant_result
-def _is_served(gpu: int | None) -> bool:
-    """Whether the CUDA kernels were compiled for this GPU; without any, tensors on one are fake."""
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability(gpu) >= _LEAST_CAPABILITY
+def _is_served(gpu: int) -> bool:
+    """Whether the CUDA kernels were compiled for this GPU."""
+    return _capability(gpu) >= _LEAST_CAPABILITY
 
 
 def has_kernel(input: Tensor) -> bool:
@@ -60,7 +68,7 @@ def has_kernel(input: Tensor) -> bool:
     """
     if input.dtype not in DTYPES or input.device.type not in DEVICES:
         return False
-    if input.device.type == "cuda" and not _is_served(input.device.index):
+    if input.device.type == "cuda" and not _is_served(input.get_device()):
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False

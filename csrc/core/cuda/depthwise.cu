@@ -44,7 +44,7 @@ struct Path {
   int64_t columns, step;
 };
 
-Path path_of(const DepthwiseParams& p, bool run_is_known) {
+Path path_of(const DepthwiseParams& p) {
   const int lanes = 16 / static_cast<int>(bytes_of(p.dtype));
   const int64_t taps = p.window.kernel[0] * p.window.kernel[1];
   Path path{};
@@ -52,7 +52,7 @@ Path path_of(const DepthwiseParams& p, bool run_is_known) {
                  moves_vectors(p.output, lanes, p.dtype);
   path.along_channels = path.vectors || channels_are_adjacent(p.output);
   path.shared = path.vectors && fits_in_shared(lanes, taps, p.dtype);
-  if (run_is_known && p.window.dilation[1] == 1 && p.window.stride[1] <= 2) {
+  if (p.window.dilation[1] == 1 && p.window.stride[1] <= 2) {
     path.columns = p.window.kernel[1];
     path.step = p.window.stride[1];
   }
@@ -88,7 +88,7 @@ void launch_depthwise(const DepthwiseParams& p, bool flipped, bool along_channel
 
 template <class T>
 void depthwise_of(const DepthwiseParams& p, bool flipped, Stream stream) {
-  const Path path = path_of(p, true);
+  const Path path = path_of(p);
   const auto is = [&](int64_t columns, int64_t step) { return path.columns == columns && path.step == step; };
   if constexpr (!std::is_same_v<T, double>) {
     constexpr int kLanes = kVectorLanes<T>;
@@ -146,7 +146,7 @@ void input_gradient_of(const DepthwiseParams& p, Stream stream) {
       flipped.window.padding[axis] = w.dilation[axis] * (w.kernel[axis] - 1) - w.padding[axis];
     return depthwise_of<T>(flipped, true, stream);
   }
-  const Path path = path_of(p, false);
+  const Path path = path_of(p);
   if constexpr (!std::is_same_v<T, double>) {
     constexpr int kLanes = kVectorLanes<T>;
     if (path.vectors && path.shared) return launch_input_gradient<T, kLanes, true>(p, true, stream);
@@ -159,21 +159,22 @@ void input_gradient_of(const DepthwiseParams& p, Stream stream) {
 
 constexpr int kLanesOfWeightGradient = 4;  // nine sums of eight lanes would take too many registers
 
-// The kernel rows and columns that one thread sums at once, and over how many parts of the items.
+// The columns of the kernel that one thread sums at once (3: of three rows), and over how many parts of the
+// items.
 struct WeightGradientPlan {
   bool vectors, along_channels;
-  int64_t rows, columns, step;
+  int64_t columns, step;
   int x;  // threads along channels
   int64_t channel_blocks, tap_blocks, items, splits, items_of_split;
 };
 
 WeightGradientPlan weight_gradient_plan(const DepthwiseParams& p) {
-  const Path path = path_of(p, true);
+  const Path path = path_of(p);
   const Window& w = p.window;
-  WeightGradientPlan plan{path.vectors, path.along_channels, 1, 1, 1, 1, 0, 0, 0, 0, 0};
+  WeightGradientPlan plan{path.vectors, path.along_channels, 1, 1, 1, 0, 0, 0, 0, 0};
   const bool wide = path.vectors && path.step == 1 && (path.columns == 5 || path.columns == 7);
   if (path.columns == 3 && w.kernel[0] == 3 && (path.step == 1 || path.vectors)) {
-    plan.rows = plan.columns = 3;
+    plan.columns = 3;
     plan.step = path.step;
     plan.tap_blocks = 1;
   } else {
@@ -231,10 +232,10 @@ void add_splits(const DepthwiseParams& p, int channels, int64_t splits, T* grad_
 template <class T>
 void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* workspace, Stream stream) {
   const WeightGradientPlan plan = weight_gradient_plan(p);
-  const int64_t all_taps = p.window.kernel[0] * p.window.kernel[1];
-  if (all_taps > kMostBlocksDown)
+  const int64_t taps = p.window.kernel[0] * p.window.kernel[1];
+  if (taps > kMostBlocksDown)
     throw std::runtime_error("sepconv: CUDA computes weight gradients of depthwise kernels of at most " +
-                             std::to_string(kMostBlocksDown) + " elements, got " + std::to_string(all_taps));
+                             std::to_string(kMostBlocksDown) + " elements, got " + std::to_string(taps));
   if (plan.items > 2 * kMostItems)
     throw std::runtime_error("sepconv: CUDA computes weight gradients of at most " +
                              std::to_string(2 * kMostItems * kRun) + " pixels at once");

@@ -82,9 +82,7 @@ void of_window(const SeparableConv2dParams& p, const Device& device, Stream stre
   launch<T, kPixels, 0, 0>(p, device, stream);
 }
 
-}  // namespace
-
-bool can_fuse_separable_conv2d(const SeparableConv2dParams& p, const Device& device) {
+bool can_fuse(const SeparableConv2dParams& p, const Device& device) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return false;
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const int64_t pixels = p.output.n * p.output.h * p.output.w;
@@ -92,8 +90,10 @@ bool can_fuse_separable_conv2d(const SeparableConv2dParams& p, const Device& dev
          moves_vectors(p.output, 2, p.dtype) && aligned(p.pointwise_weight) && pixels_of(p, device) > 0;
 }
 
+}  // namespace
+
 bool fuses_separable_conv2d(const SeparableConv2dParams& p, const Device& device) {
-  if (!can_fuse_separable_conv2d(p, device)) return false;
+  if (!can_fuse(p, device)) return false;
   const char* const path = std::getenv("SEPCONV_CUDA_PATH");
   if (path != nullptr && std::strcmp(path, "fused") == 0) return true;
   if (path != nullptr && std::strcmp(path, "stages") == 0) return false;
