@@ -104,8 +104,7 @@ class RowSource {
       average(n, r, c0, channels, from);
     }
     if (m != 1) {
-      for (int64_t w = 0; w < width; ++w)
-        for (int64_t c = 0; c < count_; ++c) to[w * ld_ + c] = from[w * ld_ + (first_ + c) / m - c0];
+      for (int64_t w = 0; w < width; ++w) repeat(from + w * ld_, to + w * ld_);
     }
     if (!shape_.stage.empty()) {
       for (int64_t w = 0; w < width; ++w)
@@ -113,6 +112,17 @@ class RowSource {
           T* at = to + w * ld_ + c;
           store(at, activate(affine(load(at), shape_.stage, first_ + c), shape_.stage.activation));
         }
+    }
+  }
+
+  // The selected ones of a pixel's repeated channels.
+  void repeat(const T* from, T* to) const {
+    int64_t c = 0;
+    if (shape_.multiplier == 2 && first_ % 2 == 0)  // a constant number of copies becomes a shuffle
+      for (; c + 2 <= count_; c += 2) to[c] = to[c + 1] = from[c / 2];
+    for (int64_t copy = (first_ + c) % shape_.multiplier, channel = c / 2; c < count_; ++c) {
+      to[c] = from[channel];
+      if (++copy == shape_.multiplier) copy = 0, ++channel;
     }
   }
 
