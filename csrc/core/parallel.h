@@ -1,6 +1,9 @@
 // The core owns no threads: whoever calls it (torch, the edge runtime, a test) lends its own.
 #pragma once
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 #include <utility>
 
@@ -26,6 +29,87 @@ class FunctionRef<Result(Args...)> {
   Result (*call_)(void*, Args...);
 };
 
+// Numbers that threads take from both ends, each number once. Whoever takes one sees what was written before
+// open().
+class alignas(64) SharedRange {  // a cache line of its own
+ public:
+  void open(int64_t begin, int64_t end) { ends_.store(packed(begin, end), std::memory_order_release); }
+  int64_t left() const {
+    const uint64_t ends = ends_.load(std::memory_order_relaxed);
+    return end_of(ends) - begin_of(ends);
+  }
+  bool take_first(int64_t& number) {
+    uint64_t ends = ends_.load(std::memory_order_relaxed);
+    do {
+      number = begin_of(ends);
+      if (number == end_of(ends)) return false;
+    } while (!taken(ends, packed(number + 1, end_of(ends))));
+    return true;
+  }
+  bool take_last(int64_t& number) {
+    uint64_t ends = ends_.load(std::memory_order_relaxed);
+    do {
+      number = end_of(ends) - 1;
+      if (number < begin_of(ends)) return false;
+    } while (!taken(ends, packed(begin_of(ends), number)));
+    return true;
+  }
+
+ private:
+  static uint64_t packed(int64_t begin, int64_t end) {
+    return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end);
+  }
+  static int64_t begin_of(uint64_t ends) { return static_cast<int64_t>(ends >> 32); }
+  static int64_t end_of(uint64_t ends) { return static_cast<int64_t>(ends & 0xffffffff); }
+  bool taken(uint64_t& expected, uint64_t ends) {
+    return ends_.compare_exchange_weak(expected, ends, std::memory_order_acquire, std::memory_order_relaxed);
+  }
+  std::atomic<uint64_t> ends_{0};
+};
+
+// What one thread of a call takes its tasks from: first its own share, of adjacent ones, then what is left of
+// the others' shares, from their far ends. No thread waits while there is work, however fast each one is.
+class Tasks {
+ public:
+  Tasks(SharedRange* shares, int workers, int worker, int64_t count, int64_t unit)
+      : shares_(shares), workers_(workers), worker_(worker), count_(count), unit_(unit) {}
+
+  int worker() const { return worker_; }
+  bool next(int64_t& task) {
+    if (at_ == end_ && !take_unit<false>()) return false;
+    task = at_++;
+    return true;
+  }
+  // In opposite order; a thread calls one or the other.
+  bool previous(int64_t& task) {
+    if (at_ == end_ && !take_unit<true>()) return false;
+    task = --end_;
+    return true;
+  }
+
+ private:
+  template <bool kBackward>
+  bool take_unit() {
+    int64_t unit = 0;
+    const auto take = [&](SharedRange& share, bool first) {
+      return first ? share.take_first(unit) : share.take_last(unit);
+    };
+    bool found = take(shares_[worker_], !kBackward);
+    while (!found) {
+      SharedRange* fullest = std::max_element(
+          shares_, shares_ + workers_, [](const auto& a, const auto& b) { return a.left() < b.left(); });
+      if (fullest->left() == 0) return false;
+      found = take(*fullest, kBackward);
+    }
+    at_ = unit * unit_;
+    end_ = std::min(at_ + unit_, count_);
+    return true;
+  }
+  SharedRange* shares_;
+  int workers_, worker_;
+  int64_t count_, unit_, at_ = 0, end_ = 0;
+};
+
 // Runs body(begin, end) over disjoint ranges that cover [0, count), on any number of threads.
 using RangeBody = FunctionRef<void(int64_t begin, int64_t end)>;
 
@@ -34,6 +118,24 @@ struct Parallel {
   void (*run)(int64_t count, RangeBody body) = [](int64_t count, RangeBody body) {
     if (count > 0) body(0, count);
   };
+
+  int workers(int64_t count) const { return static_cast<int>(std::clamp<int64_t>(threads, 1, count)); }
+  // Runs body(tasks) on every worker; together they take each of [0, count) once. For tasks that take as long
+  // as others on average; passes over memory, which gain from long ranges, call run().
+  void share(int64_t count, FunctionRef<void(Tasks& tasks)> body) const {
+    constexpr int64_t kUnits = 64;  // of tasks a thread takes at once, a share has about so many
+    if (count <= 0) return;
+    const int workers = this->workers(count);
+    const int64_t unit = (count - 1) / (kUnits * workers) + 1, units = (count - 1) / unit + 1;
+    const std::unique_ptr<SharedRange[]> shares(new SharedRange[static_cast<size_t>(workers)]);
+    for (int w = 0; w < workers; ++w) shares[w].open(units * w / workers, units * (w + 1) / workers);
+    run(workers, [&](int64_t begin, int64_t end) {
+      for (int64_t w = begin; w < end; ++w) {
+        Tasks tasks(shares.get(), workers, static_cast<int>(w), count, unit);
+        body(tasks);
+      }
+    });
+  }
 };
 
 }  // namespace sepconv

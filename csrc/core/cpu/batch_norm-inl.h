@@ -394,12 +394,12 @@ void batch_norm_statistics(const BatchNormStatisticsParams& b, const Parallel& p
     double* mean = data + 2 * split * channels + channel;
     return Moments{0, mean, mean + channels};
   };
-  parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
+  parallel.share(sums.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     PixelRows<S> rows(b.input, sums.row_chunk(), sums.channel_block(), task);
     MomentSums<T> moment_sums(sums.channel_block(), task);
     PixelSpans spans({&b.input});
-    for (int64_t index = end - 1; index >= begin; --index) {
+    for (int64_t index; tasks.previous(index);) {
       const PixelSums::Task t = sums.task(index);
       moment_sums.begin(moments(t.split, t.channel), t.channels);
       sums.for_each_chunk_backward(t, [&](int64_t first, int64_t count) {
@@ -497,13 +497,13 @@ void batch_norm(const BatchNormParams& b, const Parallel& parallel) {
   const bool streamed = !in_place && bypasses_caches(sums.pixels() * b.output.c * sizeof(S), cache_sizes());
   with_activation(b.activation, [&](auto activation) {
     constexpr Activation kActivation = decltype(activation)::value;
-    parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
+    parallel.share(sums.tasks(), [&](Tasks& tasks) {
       Scratch task(ScratchUse::kTask);
       PixelRows<S> input(b.input, sums.row_chunk(), sums.channel_block(), task),
           residual(other, sums.row_chunk(), sums.channel_block(), task),
           output(b.output, sums.row_chunk(), sums.channel_block(), task, streamed);
       PixelSpans spans({&b.input, &other, &b.output});
-      for (int64_t index = begin; index < end; ++index) {
+      for (int64_t index; tasks.next(index);) {
         const PixelSums::Task t = sums.task(index);
         sums.for_each_chunk(t, [&](int64_t first, int64_t count) {
           if (!sums.in_spans()) {

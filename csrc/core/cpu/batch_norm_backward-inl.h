@@ -189,13 +189,13 @@ const double* sum_gradients(const BatchNormBackwardParams& b, const PixelSums& s
                             const NormVectors<Compute<S>>& norm, double* data, const Parallel& parallel) {
   using T = Compute<S>;
   const int64_t channels = b.input.c;
-  parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
+  parallel.share(sums.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     PixelRows<S> input(b.input, sums.row_chunk(), sums.channel_block(), task),
         gradient(b.grad_output, sums.row_chunk(), sums.channel_block(), task);
     GradientSums<kActivation, T> gradient_sums(sums.channel_block(), task);
     PixelSpans spans({&b.input, &b.grad_output});
-    for (int64_t index = end - 1; index >= begin; --index) {
+    for (int64_t index; tasks.previous(index);) {
       const PixelSums::Task t = sums.task(index);
       double* sum = data + 2 * t.split * channels + t.channel;
       gradient_sums.begin(norm.from(t.channel), t.channels, sum, sum + channels);
@@ -226,13 +226,13 @@ void write_gradients(const BatchNormBackwardParams& b, const PixelSums& sums,
   using T = Compute<S>;
   const bool in_place = b.grad_input.data == b.input.data || b.grad_input.data == b.grad_output.data;
   const bool streamed = !in_place && bypasses_caches(sums.pixels() * b.input.c * sizeof(S), cache_sizes());
-  parallel.run(sums.tasks(), [&](int64_t begin, int64_t end) {
+  parallel.share(sums.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     PixelRows<S> input(b.input, sums.row_chunk(), sums.channel_block(), task),
         gradient(b.grad_output, sums.row_chunk(), sums.channel_block(), task),
         result(b.grad_input, sums.row_chunk(), sums.channel_block(), task, streamed);
     PixelSpans spans({&b.input, &b.grad_output, &b.grad_input});
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t index; tasks.next(index);) {
       const PixelSums::Task t = sums.task(index);
       sums.for_each_chunk(t, [&](int64_t first, int64_t count) {
         if (sums.in_spans()) {

@@ -9,6 +9,7 @@
 #include "core/cpu/output-inl.h"
 #include "core/cpu/depthwise_nchw-inl.h"
 #include "core/cpu/separable_conv2d_nchw-inl.h"
+#include "core/cpu/open_tiles-inl.h"
 #include "core/cpu/separable_conv2d-inl.h"
 #include "core/cpu/pointwise_gradient-inl.h"
 #include "core/cpu/separable_conv2d_backward-inl.h"

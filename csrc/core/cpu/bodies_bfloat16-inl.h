@@ -7,6 +7,7 @@
 #include "core/cpu/depthwise-inl.h"
 #include "core/cpu/pointwise-inl.h"
 #include "core/cpu/output-inl.h"
+#include "core/cpu/open_tiles-inl.h"
 #include "core/cpu/separable_conv2d-inl.h"
 #include "core/cpu/pointwise_bfloat16-inl.h"
 #include "core/cpu/separable_conv2d_bfloat16-inl.h"

@@ -141,7 +141,7 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
 
   // Without a depthwise the input itself is the right factor.
   const bool narrow = columns_are_near(plan.pixel_chunk, p.input.stride_w * int64_t{sizeof(S)});
-  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+  parallel.share(plan.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t block = std::min(plan.depth_block, round_up(depth, kTileColumns<T>)),
                   ld = panel_ld<T>(block);
@@ -150,7 +150,7 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
     RowSource<S> rows(depthwise.rows(), block, task);
     DepthwiseRow<T> kernel;
     T* panel = task.get<T>(panel_slot);
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t index; tasks.next(index);) {
       const int64_t split = index % plan.pixel_splits, c0 = index / plan.pixel_splits * plan.depth_block;
       const int64_t channels = std::min(plan.depth_block, depth - c0);
       rows.select(c0, channels);

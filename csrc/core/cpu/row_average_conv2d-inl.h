@@ -121,14 +121,14 @@ void row_average_conv2d_planar(const RowAverageConv2dParams& p, const Parallel& 
   for (int64_t o = 0; bias && o < y.c; ++o)
     weights[o * depth + taps] = static_cast<const S*>(p.epilogue.shift)[o];
 
-  parallel.run(y.n * tiles, [&](int64_t begin, int64_t end) {
+  parallel.share(y.n * tiles, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     WindowRows<S> rows(p, RowOrder::kPlanar, dense.height(), task);
     const size_t panel_slot = task.add<T>(depth * kLd);
     rows.prepare(task);
     T* panel = task.get<T>(panel_slot);
     std::fill(panel, panel + depth * kLd, T(1));
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t index; tasks.next(index);) {
       const int64_t n = index / tiles, first = index % tiles * kColumns,
                     count = std::min(kColumns, pixels - first);
       rows.fill_by_tap(n * pixels + first, count, panel, kLd);
@@ -163,7 +163,7 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
     pack_transposed(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
   weights.data = packed;
 
-  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+  parallel.share(plan.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t ld = panel_ld<T>(depth);
     const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
@@ -176,7 +176,7 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
     OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
     interleaved ? window_rows->prepare(task) : rows->select(0, p.input.c);
     T* panel = task.get<T>(panel_slot);
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t index; tasks.next(index);) {
       const int64_t split = index / plan.pixel_tiles, first = index % plan.pixel_tiles * plan.pixel_tile;
       const int64_t count = std::min(plan.pixel_tile, pixels - first);
       if (interleaved)

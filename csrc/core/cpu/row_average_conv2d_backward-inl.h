@@ -20,7 +20,7 @@ void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& 
   S* ordered = call.get<S>(ordered_slot);
   product.prepare(call, ordered);
 
-  parallel.run(splits, [&](int64_t begin, int64_t end) {
+  parallel.share(splits, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t ld = round_up(depth, kTileColumns<T>) + Vec<T>::kLanes;
     const size_t panel_slot = task.add<T>(kChunk * ld);
@@ -28,7 +28,7 @@ void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& 
     RowSource<S> rows(dense.rows(), p.input.c, task);
     rows.select(0, p.input.c);
     T* panel = task.get<T>(panel_slot);
-    for (int64_t split = begin; split < end; ++split) {
+    for (int64_t split; tasks.next(split);) {
       const int64_t p0 = pixels * split / splits, p1 = pixels * (split + 1) / splits;
       for (int64_t first = p0; first < p1; first += kChunk) {
         const int64_t count = std::min(kChunk, p1 - first);
@@ -127,14 +127,14 @@ void dense_input_pass(const RowAverageConv2dBackwardParams& b, const Parallel& p
     pack_rows(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
   weights.data = packed;
 
-  parallel.run(gy.n, [&](int64_t begin, int64_t end) {
+  parallel.share(gy.n, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t ld = round_up(depth, kTileColumns<T>) + Vec<T>::kLanes;
     const size_t panel_slot = task.add<T>(kChunk * ld);
     GradientTiles<S> gradient(gy, kChunk, task);
     AveragedGradient<S> averaged(dense, p, task);
     T* panel = task.get<T>(panel_slot);
-    for (int64_t n = begin; n < end; ++n) {
+    for (int64_t n; tasks.next(n);) {
       averaged.clear(task);
       for (int64_t first = 0; first < gy.h * gy.w; first += kChunk) {
         const int64_t count = std::min(kChunk, gy.h * gy.w - first);

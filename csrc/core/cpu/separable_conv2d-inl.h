@@ -243,46 +243,55 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
     weights.data = static_cast<const T*>(p.packed_weights) + PackedLayout<S>(p).pointwise;
   if (pack_now) {
     T* packed = call.get<T>(packed_slot);
-    parallel.run(plan.panels, [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j)
+    parallel.share(plan.panels, [&](Tasks& tasks) {
+      for (int64_t j; tasks.next(j);)
         pack_transposed(static_cast<const S*>(p.pointwise_weight), weights, j, packed + weights.offset(j));
     });
     weights.data = packed;
   }
 
-  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+  const int workers = parallel.workers(plan.tasks());
+  OpenTiles<T> open_tiles(workers);
+  parallel.share(plan.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t ld = panel_ld<T>(depth);
     const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
     RowSource<S> rows(depthwise.rows(), depth, task);
     OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
-    WeightPanels<S> panels(p, weights.data, depth, end - begin == 1, task);
+    WeightPanels<S> panels(p, weights.data, depth, plan.tasks() <= workers, task);
     DepthwiseRow<T> kernel;
     rows.select(0, depth);
     T* panel = task.get<T>(panel_slot);
     const bool stream_weights = panels.bytes() > cache_sizes().l2 / 4;
-    for (int64_t index = begin; index < end; ++index) {
+    const auto multiply_panel = [&](const TileValues<T>& open, int64_t j, Ahead& ahead) {
+      const T* panel_weights = panels.panel(j);
+      output.write(open.tile, j * kTileColumns<T>, epilogue,
+                   [&](const TileOutput<T>& out, int64_t from, int64_t count) {
+                     multiply<false>(Panel<T>{open.data + from * open.ld, open.ld, 1}, count, panel_weights,
+                                     panels.width(j), depth, out, ahead);
+                   });
+    };
+
+    OpenTile<T>& own = open_tiles.of(tasks.worker());
+    for (int64_t index; tasks.next(index);) {
       // Tiles vary fastest: a thread keeps its share of the weights in cache.
       const int64_t split = index / plan.pixel_tiles, at = index % plan.pixel_tiles;
       const PixelTile tile = plan.tile(at);
+      own.wait_for_guests();
       const auto values = depthwise.values(rows, kernel, tile, 0, depth, panel, ld);
-      const int64_t j0 = plan.panels * split / plan.panel_splits,
-                    j1 = plan.panels * (split + 1) / plan.panel_splits;
-      for (int64_t j = j0; j < j1; ++j) {
-        const T* panel_weights = panels.panel(j);
-        Ahead ahead;
-        if (j + 1 < j1) {
-          if (stream_weights) ahead = panels.ahead(j + 1);
-        } else if (at + 1 < plan.pixel_tiles) {
-          ahead = depthwise.ahead(rows, plan.tile(at + 1));
-        }
-        output.write(tile, j * kTileColumns<T>, epilogue,
-                     [&](const TileOutput<T>& out, int64_t from, int64_t count) {
-                       multiply<false>(Panel<T>{values.data + from * values.ld, values.ld, 1}, count,
-                                       panel_weights, panels.width(j), depth, out, ahead);
-                     });
+      own.open({tile, values.data, values.ld}, plan.panels * split / plan.panel_splits,
+               plan.panels * (split + 1) / plan.panel_splits);
+      Ahead next_rows;
+      if (at + 1 < plan.pixel_tiles) next_rows = depthwise.ahead(rows, plan.tile(at + 1));
+      for (int64_t j; own.take_panel(j);) {
+        Ahead next_weights;
+        if (stream_weights && own.panels_left() > 0) next_weights = panels.ahead(j + 1);
+        multiply_panel(own.values(), j, next_weights.empty() ? next_rows : next_weights);
       }
     }
+    Ahead nothing;
+    open_tiles.help([&](const TileValues<T>& others, int64_t j) { multiply_panel(others, j, nothing); });
+    own.wait_for_guests();
   });
 }
 
@@ -304,14 +313,14 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
   const Stage<T> epilogue = epilogue_vectors.prepare(call);
   T* packed = call.get<T>(packed_slot);
 
-  parallel.run(divide_up(depth, kChannelBlock), [&](int64_t begin, int64_t end) {
+  parallel.share(divide_up(depth, kChannelBlock), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t ld = panel_ld<T>(kChannelBlock);
     const size_t panel_slot = task.add<T>(kColumns * ld);
     RowSource<S> rows(depthwise.rows(), std::min(depth, kChannelBlock), task);
     DepthwiseRow<T> kernel;
     T* panel = task.get<T>(panel_slot);
-    for (int64_t block = begin; block < end; ++block) {
+    for (int64_t block; tasks.next(block);) {
       const int64_t c0 = block * kChannelBlock, channels = std::min(kChannelBlock, depth - c0);
       rows.select(c0, channels);
       for (int64_t first = 0; first < pixels; first += kColumns) {
@@ -326,7 +335,7 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
   });
   packed_pixels.data = packed;
 
-  parallel.run(plan.channel_blocks, [&](int64_t begin, int64_t end) {
+  parallel.share(plan.channel_blocks, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const size_t by_channel_slot = task.add<T>(kColumns * kColumns),
                  by_pixel_slot = task.add<T>(kColumns * kColumns);
@@ -334,7 +343,7 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
     OutputTiles<S> output(p.output, p.epilogue, kColumns, task);
     T* by_channel = task.get<T>(by_channel_slot);
     T* by_pixel = task.get<T>(by_pixel_slot);
-    for (int64_t block = begin; block < end; ++block) {
+    for (int64_t block; tasks.next(block);) {
       const int64_t c0 = p.output.c * block / plan.channel_blocks,
                     channels = p.output.c * (block + 1) / plan.channel_blocks - c0;
       const T* weights = compute_values(static_cast<const S*>(p.pointwise_weight) + c0 * depth,
@@ -375,14 +384,14 @@ void depthwise_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) 
   const int64_t groups = divide_up(out.h, kRows), ld = panel_ld<T>(depthwise.depth());
   const bool direct = channels_are_adjacent(out);
 
-  parallel.run(out.n * groups, [&](int64_t begin, int64_t end) {
+  parallel.share(out.n * groups, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     RowSource<S> rows(depthwise.rows(), depthwise.depth(), task);
     const size_t buffer_slot = task.add<T>(direct ? 0 : kRows * out.w * ld);
     DepthwiseRow<T> kernel;
     rows.select(0, depthwise.depth());
     T* buffer = task.get<T>(buffer_slot);
-    for (int64_t group = begin; group < end; ++group) {
+    for (int64_t group; tasks.next(group);) {
       const int64_t n = group / groups, h = group % groups * kRows, count = std::min(kRows, out.h - h);
       if (direct) {
         S* to = static_cast<S*>(out.data) + n * out.stride_n + h * out.stride_h;

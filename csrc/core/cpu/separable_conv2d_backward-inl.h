@@ -205,15 +205,15 @@ class InputPass {
     horizontal_ = axis_of(p().window, 1, p().input.w, gy().w);
     backward_ = {Direction::kBackward, vertical_, segments_of(horizontal_, Direction::kBackward)};
     T* packed = call.get<T>(weights_slot_);
-    parallel.run(weights_.panels(), [&](int64_t begin, int64_t end) {
-      for (int64_t panel = begin; panel < end; ++panel)
+    parallel.share(weights_.panels(), [&](Tasks& tasks) {
+      for (int64_t panel; tasks.next(panel);)
         pack_rows(static_cast<const S*>(p().pointwise_weight), weights_, panel,
                   packed + weights_.offset(panel));
     });
     weights_.data = packed;
   }
   int64_t tasks() const { return plan_.tasks(); }
-  void run(int64_t begin, int64_t end) const { Task(*this).run(begin, end); }
+  void run(Tasks& tasks) const { Task(*this).run(tasks); }
 
   // Groups in order, on one thread: taps x channels values.
   void merge() const {
@@ -279,10 +279,10 @@ class InputPass<S>::Task {
         result_(pass.b_, pass.prologue_, block_,
                 pass.by_position() ? pass.tile_images() * p_.input.h : Registers<T>::kBlockRows, scratch_) {}
 
-  void run(int64_t begin, int64_t end) {
+  void run(Tasks& tasks) {
     const InputGradientPlan& plan = pass_.plan_;
     const int64_t batch = p_.output.n, height = p_.output.h, ld = pass_.sums_ld_;
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t index; tasks.next(index);) {
       const int64_t group = index / plan.channel_blocks;
       c0_ = index % plan.channel_blocks * plan.channel_block;
       channels_ = std::min(plan.channel_block, pass_.depth_ - c0_);
@@ -303,7 +303,10 @@ class InputPass<S>::Task {
   void tile(int64_t t, int64_t first, int64_t last) {
     const int64_t height = p_.output.h, width = p_.output.w, pixels = (last - first) * width;
     if (p_.has_pointwise()) {
-      multiply(gradient_.tile(first * width, pixels), pixels, ring_.tile(t));
+      Ahead ahead;  // the input, which the weight gradient reads next
+      if (pass_.b_.grad_depthwise_weight != nullptr && channels_ == pass_.depth_)
+        ahead = pass_.depthwise_.ahead(rows_, {0, width, first * width, pixels});
+      multiply(gradient_.tile(first * width, pixels), pixels, ring_.tile(t), ahead);
     } else if (!ring_.in_place()) {
       load_pixels<S>(p_.output, first * width, pixels, c0_, channels_, ring_.tile(t), ring_.pixel_stride());
     }
@@ -319,7 +322,7 @@ class InputPass<S>::Task {
       by_position ? write_images(first / height, last / height) : write_rows(last);
   }
 
-  void multiply(const T* gradient, int64_t pixels, T* to) {
+  void multiply(const T* gradient, int64_t pixels, T* to, Ahead ahead) {
     if (pass_.plan_.few_pixels)
       return slices_.multiply(gradient, gradient_.ld(), pixels, c0_, channels_, to, ring_.pixel_stride());
     for (int64_t c = 0; c < channels_; c += kTileColumns<T>) {
@@ -327,7 +330,8 @@ class InputPass<S>::Task {
       sepconv::multiply<false>(
           Panel<T>{gradient, gradient_.ld(), 1}, pixels, pass_.weights_.panel(panel),
           pass_.weights_.width(panel), p_.output.c,
-          TileOutput<T>{to + c, ring_.pixel_stride(), std::min<int64_t>(kTileColumns<T>, channels_ - c)});
+          TileOutput<T>{to + c, ring_.pixel_stride(), std::min<int64_t>(kTileColumns<T>, channels_ - c)},
+          ahead);
     }
   }
 
@@ -435,7 +439,7 @@ void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel
   Scratch call(ScratchUse::kCall);
   InputPass<S> pass(b, parallel.threads, call);
   pass.prepare(call, parallel);
-  parallel.run(pass.tasks(), [&](int64_t begin, int64_t end) { pass.run(begin, end); });
+  parallel.share(pass.tasks(), [&](Tasks& tasks) { pass.run(tasks); });
   pass.merge();
 }
 
@@ -450,10 +454,10 @@ void sum_pixels(const Image& x, S* result, const Parallel& parallel) {
   Scratch call(ScratchUse::kCall);
   const size_t slot = call.add<T>(splits * ld);
   T* sums = call.get<T>(slot);
-  parallel.run(splits, [&](int64_t begin, int64_t end) {
+  parallel.share(splits, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     GradientTiles<S> tiles(x, kChunk, task);
-    for (int64_t split = begin; split < end; ++split) {
+    for (int64_t split; tasks.next(split);) {
       T* sum = sums + split * ld;
       std::fill(sum, sum + ld, T(0));
       const int64_t p1 = pixels * (split + 1) / splits;

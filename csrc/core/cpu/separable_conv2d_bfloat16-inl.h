@@ -126,13 +126,13 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
   const BFloat16* weights = p.packed_weights == nullptr ? nullptr : layout.pointwise(p.packed_weights);
   if (pack_first) {
     BFloat16* to = call.get<BFloat16>(packed_slot);
-    parallel.run(layout.panels, [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) pack_pairs(pointwise, depth, p.output.c, j, to + j * panel_size);
+    parallel.share(layout.panels, [&](Tasks& tasks) {
+      for (int64_t j; tasks.next(j);) pack_pairs(pointwise, depth, p.output.c, j, to + j * panel_size);
     });
     weights = to;
   }
 
-  parallel.run(plan.tasks(), [&](int64_t begin, int64_t end) {
+  parallel.share(plan.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const bool in_place = RowsInPlace::serves(p);
     const size_t panel_slot = task.add<BFloat16>(round_up(plan.pixel_tile, kPairRowsRead) * ld),
@@ -147,7 +147,7 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
       std::fill(panel + r * ld + depth, panel + (r + 1) * ld, BFloat16{0});
     const DotRegisters registers;
     alignas(kScratchAlignment) float sums[kPairSums];
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t index; tasks.next(index);) {
       const int64_t split = index / plan.pixel_tiles;
       const PixelTile tile = plan.tile(index % plan.pixel_tiles);
       if (in_place) {

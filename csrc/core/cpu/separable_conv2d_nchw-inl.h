@@ -81,6 +81,7 @@ class ChannelRows {
   ChannelRows(const SeparableConv2dParams& p, const Stage<T>& epilogue, Scratch& task)
       : weights_(static_cast<const S*>(p.pointwise_weight)),
         depth_(p.input.c * p.depth_multiplier),
+        channels_(p.output.c),
         packed_(PackedLayout<S>(p).weights()),
         output_(p, epilogue, kPackedRows, task),
         task_(task),
@@ -100,7 +101,7 @@ class ChannelRows {
  private:
   void multiply_plain(const T* panel, int64_t ld, int64_t first, int64_t count, int64_t c0, int64_t c1) {
     for (int64_t c = c0; c < c1; c += kRows) {
-      const int64_t rows = std::min(kRows, c1 - c), next = std::min(kRows, c1 - c - rows);
+      const int64_t rows = std::min(kRows, c1 - c), next = std::min(kRows, channels_ - c - rows);
       const T* weights =
           compute_values(weights_ + c * depth_, rows * depth_, task_.template get<T>(buffer_slot_));
       Ahead ahead;
@@ -114,7 +115,7 @@ class ChannelRows {
       const int64_t j = c / kColumns, in_panel = c % kColumns, width = packed_.width(j),
                     rows = std::min({kPackedRows, kColumns - in_panel, c1 - c});
       Ahead ahead;
-      if (stream_ && c + rows < c1 && in_panel + rows == kColumns)
+      if (stream_ && c + rows < channels_ && in_panel + rows == kColumns)
         ahead = {packed_.panel(j + 1), depth_ * packed_.width(j + 1) * int64_t{sizeof(T)}};
       multiply_rows<true>(Panel<T>{packed_.panel(j) + in_panel, 1, width}, c, rows, panel, ld, first, count,
                           ahead);
@@ -131,7 +132,7 @@ class ChannelRows {
   }
 
   const S* weights_;
-  int64_t depth_;
+  int64_t depth_, channels_;
   PackedWeights<T> packed_;  // data: null where weights are as they lie
   ChannelOutput<S> output_;
   Scratch& task_;
@@ -172,22 +173,25 @@ void separable_conv2d_nchw(const SeparableConv2dParams& p, const NchwPlan& plan,
       depthwise.prepare();
       fill_panel(depthwise, m, begin, end, 0, pixels, panel, ld);
     });
-    parallel.run(divide_up(p.output.c, kNchwRows<T>), [&](int64_t begin, int64_t end) {
+    // Whole panels of packed weights.
+    const int64_t channels = p.packed_weights != nullptr ? kTileColumns<T> : kNchwRows<T>;
+    parallel.share(divide_up(p.output.c, channels), [&](Tasks& tasks) {
       Scratch task(ScratchUse::kTask);
       ChannelRows<S> rows(p, epilogue, task);
-      rows.multiply(panel, ld, 0, pixels, begin * kNchwRows<T>, std::min(end * kNchwRows<T>, p.output.c));
+      for (int64_t block; tasks.next(block);)
+        rows.multiply(panel, ld, 0, pixels, block * channels, std::min((block + 1) * channels, p.output.c));
     });
     return;
   }
 
-  parallel.run(plan.pixel_tiles, [&](int64_t begin, int64_t end) {
+  parallel.share(plan.pixel_tiles, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const size_t panel_slot = task.add<T>(depth * ld);
     ChannelDepthwise<S> depthwise(p, prologue, middle, plan.pixel_tile, task);
     ChannelRows<S> rows(p, epilogue, task);
     depthwise.prepare();
     T* panel = task.get<T>(panel_slot);
-    for (int64_t tile = begin; tile < end; ++tile) {
+    for (int64_t tile; tasks.next(tile);) {
       const int64_t first = plan.first(tile), count = std::min(plan.first(tile + 1), pixels) - first;
       fill_panel(depthwise, m, 0, p.input.c, first, count, panel, ld);
       rows.multiply(panel, ld, first, count, 0, p.output.c);

@@ -3,6 +3,7 @@
 // nothing of theirs may be compiled for an instruction set that the machine may lack.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <initializer_list>
 #include <numeric>
 #include <optional>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
