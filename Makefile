@@ -123,10 +123,11 @@ test-wheel: $(OLDER)/wheel.stamp
 # --- nightly ----------------------------------------------------------------------------------------------
 
 sanitize: $(VENV)/test.stamp
-	cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-	  -DCMAKE_CXX_FLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all'
-	cmake --build build/sanitize
-	ctest --test-dir build/sanitize --output-on-failure
+	for preset in sanitize threads; do
+	  cmake --preset $$preset
+	  cmake --build --preset $$preset
+	  ctest --preset $$preset
+	done
 
 # A plain `pip install .`: pip fetches the newest torch to build with, the environment keeps its own to run on.
 test-isolated:

@@ -97,6 +97,10 @@ const Kernels& current_kernels() {
     case Isa::kAmx:
       return kernels_amx();
 #endif
+#if defined(__aarch64__)
+    case Isa::kNeon:
+      return kernels_neon();
+#endif
     default:
       return kernels_scalar();
   }

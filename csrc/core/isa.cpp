@@ -54,6 +54,10 @@ bool supported(Isa isa) {
       return supported(Isa::kAvx512Bf16) && (~CpuId(7, 0).d & (kAmxBf16 | kAmxTile)) == 0 && may_use_tiles();
     }
 #endif
+#if defined(__aarch64__)
+    case Isa::kNeon:
+      return true;
+#endif
     default:
       return false;
   }

@@ -34,6 +34,8 @@
 
 #if defined(SEPCONV_SIMD_AVX2) || defined(SEPCONV_SIMD_AVX512)
 #include <immintrin.h>
+#elif defined(SEPCONV_SIMD_NEON)
+#include <arm_neon.h>
 #endif
 
 #if defined(SEPCONV_SIMD_AMX)
@@ -70,6 +72,8 @@ namespace {
 #endif
 #elif defined(SEPCONV_SIMD_AVX2)
 #include "core/cpu/simd/avx2.h"
+#elif defined(SEPCONV_SIMD_NEON)
+#include "core/cpu/simd/neon.h"
 #else
 #include "core/cpu/simd/scalar.h"
 #endif
