@@ -119,9 +119,9 @@ struct Parallel {
     if (count > 0) body(0, count);
   };
 
-  int workers(int64_t count) const { return static_cast<int>(std::clamp<int64_t>(threads, 1, count)); }
-  // Runs body(tasks) on every worker; together they take each of [0, count) once. For tasks that take as long
-  // as others on average; passes over memory, which gain from long ranges, call run().
+  int workers(int64_t count) const { return static_cast<int>(std::clamp<int64_t>(count, 1, threads)); }
+  // Runs body(tasks) on every worker; together they take each of [0, count) once. What joins neighbours, as
+  // the row average does, calls run() for its long ranges.
   void share(int64_t count, FunctionRef<void(Tasks& tasks)> body) const {
     constexpr int64_t kUnits = 64;  // of tasks a thread takes at once, a share has about so many
     if (count <= 0) return;

@@ -97,6 +97,7 @@ int main() {
           for (int slow_worker : {-1, 0, threads - 1})
             require_each_once({threads, run}, count, backward, slow_worker);
   require_each_once({}, 5, false, -1);
+  require(Parallel{4}.workers(0) == 1, "workers where there is no task", 0, 1);
   require_order();
   require_published();
 }
