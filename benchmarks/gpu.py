@@ -98,14 +98,25 @@ def passes(
 # Layers -----------------------------------------------------------------------------------------------------
 
 
-def on_device(device: Device, layer: Layer, dtype: torch.dtype, args: argparse.Namespace) -> peers.Case:
-    """A few images, repeated there: random numbers for all of them would take longer than the timing."""
+def on_device(
+    device: Device, layer: Layer, dtype: torch.dtype, args: argparse.Namespace
+) -> tuple[peers.Case, int]:
+    """A few images, and how often to repeat them: random numbers for all would take longer than the timing."""
     layer = replace(layer, stages=layer_shapes.PLAIN)
     few = peers.Case.random(layer, 1 + (args.batch - 1) % 2, dtype, backward=args.backward, threads=0)
-    few = few.mapped(lambda tensor: tensor.to(device.name))
-    repeats = args.batch // len(few.input)
+    if args.bias:
+        few = replace(few, pointwise_bias=torch.linspace(-1, 1, layer.out_channels, dtype=dtype))
+    return few.mapped(lambda tensor: tensor.to(device.name)), args.batch // len(few.input)
+
+
+def repeated(few: peers.Case, repeats: int) -> peers.Case:
     images = {name: getattr(few, name) for name in ("input", "grad_output")}
     return replace(few, **{name: x.repeat(repeats, 1, 1, 1) for name, x in images.items() if x is not None})
+
+
+def repeated_results(results: peers.Tensors, repeats: int) -> peers.Tensors:
+    """Those of the repeated case: the output and its input's gradient are images, weights' gradients sums."""
+    return tuple(x.repeat(repeats, 1, 1, 1) if index < 2 else x * repeats for index, x in enumerate(results))
 
 
 def measure_layer(
@@ -115,9 +126,11 @@ def measure_layer(
     stored, _, arithmetic = DTYPES[dtype]
     allow_tf32(dtype)
     torch._dynamo.reset()
-    case = on_device(device, layer, stored, args)
+    few, repeats = on_device(device, layer, stored, args)
+    case = repeated(few, repeats)
     copies = min(MAX_COPIES, 2 + 2 * device.cache_bytes // (case.input.numel() * stored.itemsize))
-    exact, bounds = peers.reference(case)
+    # In float64 torch's backward takes seconds an image.
+    exact, bounds = (repeated_results(results, repeats) for results in peers.reference(few))
     runs, memory, missing = {}, {}, {}
     for name in contestants(args, dtype):
         try:
@@ -200,6 +213,7 @@ def table(run: dict[str, Any], args: argparse.Namespace) -> str:
             ]
         )
     what = "forward and backward" if args.backward else "forward"
+    what += ", bias" if args.bias else ""
     title = f"{run['shapes']}, batch {args.batch}, {run['dtype']}, {what}, ms"
     ends = ["spread", "floor", "of floor", "MiB sepconv", "stock-nhwc"]
     missing = [f"{row['name']}: {name}: {why}" for row in run["rows"] for name, why in row["missing"].items()]
@@ -230,6 +244,9 @@ def parse() -> argparse.Namespace:
     options.add_argument("--batch", type=harness.positive, default=32)
     options.add_argument("--dtypes", help=f"of {','.join(DTYPES)} (all)")
     options.add_argument("--backward", action="store_true", help="forward and backward")
+    options.add_argument(
+        "--bias", action="store_true", help="with a pointwise bias, as folded batch norm leaves one"
+    )
     options.add_argument("--graph", action="store_true", help="a turn is one CUDA graph")
     options.add_argument(
         "--paths", action="store_true", help="both paths of sepconv's forward in half precision as well"

@@ -87,7 +87,7 @@ class Device:
         return torch.cuda.memory_stats()[key] - before
 
     def captured(self, run: Callable[[], object]) -> Callable[[], object]:
-        """`run` as a CUDA graph; on the CPU as it is."""
+        """`run` as a CUDA graph, which keeps `run` and so the tensors it works on; on the CPU as it is."""
         if not self.cuda:
             return run
         stream = torch.cuda.Stream()
@@ -98,7 +98,11 @@ class Device:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        return graph.replay
+
+        def replay(run: Callable[[], object] = run) -> None:
+            graph.replay()
+
+        return replay
 
     def ceilings(self, dtypes: Iterable[str]) -> tuple[float, dict[str, float]]:
         """GB/s of a copy, read and written, and TFLOP/s of each dtype's matrix product: the best of ten."""

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "block.h"
 #include "core/dtypes.h"
@@ -110,6 +111,10 @@ inline void wait_for_copies() {
 inline void synchronize(Position where = Position::current()) {
   cuda_host::synchronize(where);
 }
+inline float as_float(uint32_t bits) {
+  return std::bit_cast<float>(bits);
+}
+inline void keep(float&) {}
 template <class T>
 T shuffle_down(T value, int lanes, Position where = Position::current()) {
   const int from = cuda_host::here.lane + lanes;

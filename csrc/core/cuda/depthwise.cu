@@ -1,6 +1,7 @@
 #include "core/cuda/depthwise.cuh"
 #include "core/cuda/depthwise.h"
 #include "core/cuda/depthwise_backward.cuh"
+#include "core/cuda/depthwise_rows.cuh"
 #include "core/cuda/launch.cuh"
 
 namespace sepconv::cuda {
@@ -14,17 +15,25 @@ T* image_at(const Image& image, int64_t n) {
   return static_cast<T*>(image.data) + n * image.stride_n;
 }
 
-// Calls launch(grid, block, shared bytes, first channel) with blocks that cover `items` items of `channels`
-// channels; the weights of one channel take `weight_bytes` of shared memory.
+// What the threads of a launch share out.
+struct Work {
+  int64_t items, channels;
+  int lanes;  // channels of a thread
+  bool along_channels = true;
+  size_t weight_bytes = 0;  // of shared memory, for the weights of one channel
+  int threads = kBlockThreads, items_of_thread = kItemsOfDepthwise;
+};
+
+// Calls launch(grid, block, shared bytes, first channel) with blocks that cover the work.
 template <class Launch>
-void in_blocks(int64_t items, int64_t channels, int lanes, bool along_channels, size_t weight_bytes,
-               const Launch& launch) {
+void in_blocks(const Work& work, const Launch& launch) {
+  const auto [items, channels, lanes, along_channels, weight_bytes, threads, items_of_thread] = work;
   const int64_t vectors = divide_up(channels, lanes);
   // Few items: more threads along the channels, so that none is idle.
-  int x = along_channels ? threads_along(vectors, items >= 64 ? 32 : kBlockThreads) : 1;
+  int x = along_channels ? threads_along(vectors, items >= 64 ? 32 : threads) : 1;
   while (x > 1 && x * lanes * weight_bytes > kSharedBytes) x /= 2;
-  const int y = kBlockThreads / x;
-  const auto along_items = static_cast<unsigned>(divide_up(items, y * kItemsOfDepthwise));
+  const int y = threads / x;
+  const auto along_items = static_cast<unsigned>(divide_up(items, y * items_of_thread));
   const int64_t blocks = divide_up(vectors, x);
   for (int64_t first = 0; first < blocks; first += kMostBlocksDown) {
     const auto along_y = static_cast<unsigned>(std::min(kMostBlocksDown, blocks - first));
@@ -59,6 +68,94 @@ Path path_of(const DepthwiseParams& p) {
   return path;
 }
 
+// --- Walks down rows of NHWC images ---
+
+// The size of a square kernel that such kernels are compiled for, or 0.
+int64_t size_for_rows(const DepthwiseParams& p) {
+  const Window& w = p.window;
+  const bool square = w.kernel[0] == w.kernel[1] && w.stride[0] == w.stride[1];
+  const bool taken = w.dilation[0] == 1 && w.dilation[1] == 1 && w.stride[0] <= 2 && p.multiplier == 1 &&
+                     p.dtype != DType::kFloat64 && moves_vectors(p.input, kRowsLanes, p.dtype) &&
+                     moves_vectors(p.output, kRowsLanes, p.dtype);
+  return square && taken ? w.kernel[0] : 0;
+}
+
+constexpr int64_t kMostRows = 16, kFewestRows = 4;  // of a band
+constexpr int64_t kThreadsWanted = int64_t{1} << 18;
+
+// Long bands, whose ends overlap less, where there are threads enough.
+Bands bands_of(const DepthwiseParams& p, int64_t batch, int64_t height, int64_t width, int run) {
+  const int64_t columns = divide_up(width, run), vectors = divide_up(p.output.c, kRowsLanes);
+  int64_t rows = kMostRows;
+  while (rows > kFewestRows && p.output.n * divide_up(height, rows) * columns * vectors < kThreadsWanted)
+    rows /= 2;
+  const int64_t bands = divide_up(height, rows);
+  return {as_int(divide_up(height, bands)), static_cast<unsigned>(bands), static_cast<unsigned>(columns),
+          static_cast<unsigned>(batch * bands * columns)};
+}
+
+// Calls kernel with blocks that cover `height` rows of `width` columns of all images, each thread `run` of
+// them.
+template <class T, class Kernel>
+void launch_rows(const Kernel& kernel, const DepthwiseParams& p, const Image& from, const Image& to,
+                 int64_t height, int64_t width, int run, bool flipped, Stream stream) {
+  DepthwiseRowsArguments<T> a{};
+  a.weight = static_cast<const T*>(p.weight);
+  a.bias = static_cast<const T*>(p.bias);
+  a.in = strides_of(from);
+  a.out = strides_of(to);
+  a.geometry = geometry_of(p.window, p.input, p.output);
+  a.channels = as_int(to.c);
+  a.flipped = flipped;
+  const int64_t taps = p.window.kernel[0] * p.window.kernel[1];
+  in_batches(to.n, height * divide_up(width, run), kMostItems, [&](int64_t n, int64_t count) {
+    a.input = image_at<T>(from, n);
+    a.output = image_at<T>(to, n);
+    a.bands = bands_of(p, count, height, width, run);
+    in_blocks({a.bands.items, a.channels, kRowsLanes, true, taps * sizeof(T), kRowsThreads, 1},
+              [&](dim3 grid, dim3 block, size_t shared, int first_channel) {
+                a.first_channel = first_channel;
+                SEPCONV_LAUNCH(kernel, grid, block, shared, static_cast<cudaStream_t>(stream), a);
+                check_launch("depthwise_rows");
+              });
+  });
+}
+
+template <class T, int kSize, int kStep>
+bool launch_depthwise_rows(const DepthwiseParams& p, bool flipped, Stream stream) {
+  launch_rows<T>(depthwise_rows_kernel<T, kSize, kStep>, p, p.input, p.output, p.output.h, p.output.w,
+                 kRowsRun<kSize>, flipped, stream);
+  return true;
+}
+
+// Whether there is such a kernel for this call, which it has then launched.
+template <class T>
+bool depthwise_by_rows(const DepthwiseParams& p, bool flipped, Stream stream) {
+  const int64_t size = size_for_rows(p), step = p.window.stride[0];
+  if (size == 3 && step == 1) return launch_depthwise_rows<T, 3, 1>(p, flipped, stream);
+  if (size == 3 && step == 2) return launch_depthwise_rows<T, 3, 2>(p, flipped, stream);
+  if (size == 5 && step == 1) return launch_depthwise_rows<T, 5, 1>(p, flipped, stream);
+  if (size == 5 && step == 2) return launch_depthwise_rows<T, 5, 2>(p, flipped, stream);
+  if (size == 7 && step == 1) return launch_depthwise_rows<T, 7, 1>(p, flipped, stream);
+  return false;
+}
+
+template <class T>
+bool input_gradient_by_rows(const DepthwiseParams& p, Stream stream) {
+  const int64_t size = size_for_rows(p);
+  const auto launch = [&](const auto& kernel) {
+    launch_rows<T>(kernel, p, p.output, p.input, (p.input.h + p.window.padding[0] + 1) / 2,
+                   (p.input.w + p.window.padding[1] + 1) / 2, kRunOfInputGradient, false, stream);
+    return true;
+  };
+  if (p.window.stride[0] != 2) return false;
+  if (size == 3) return launch(depthwise_rows_input_gradient_kernel<T, 3>);
+  if (size == 5) return launch(depthwise_rows_input_gradient_kernel<T, 5>);
+  return false;
+}
+
+// --- Any window ---
+
 template <class T, int kLanes, int kColumns, int kStep, bool kShared>
 void launch_depthwise(const DepthwiseParams& p, bool flipped, bool along_channels, Stream stream) {
   DepthwiseArguments<T> a{};
@@ -76,7 +173,7 @@ void launch_depthwise(const DepthwiseParams& p, bool flipped, bool along_channel
     a.input = image_at<T>(p.input, n);
     a.output = image_at<T>(p.output, n);
     a.items = static_cast<unsigned>(runs * count);
-    in_blocks(a.items, a.channels, kLanes, along_channels, kShared ? taps * sizeof(T) : 0,
+    in_blocks({a.items, a.channels, kLanes, along_channels, kShared ? taps * sizeof(T) : 0},
               [&](dim3 grid, dim3 block, size_t shared, int first_channel) {
                 a.first_channel = first_channel;
                 SEPCONV_LAUNCH((depthwise_kernel<T, kLanes, kRun, kColumns, kStep, kShared>), grid, block,
@@ -91,16 +188,10 @@ void depthwise_of(const DepthwiseParams& p, bool flipped, Stream stream) {
   const Path path = path_of(p);
   const auto is = [&](int64_t columns, int64_t step) { return path.columns == columns && path.step == step; };
   if constexpr (!std::is_same_v<T, double>) {
+    if (depthwise_by_rows<T>(p, flipped, stream)) return;
     constexpr int kLanes = kVectorLanes<T>;
     if (path.vectors) {
-      if (path.shared) {
-        if (is(3, 1)) return launch_depthwise<T, kLanes, 3, 1, true>(p, flipped, true, stream);
-        if (is(3, 2)) return launch_depthwise<T, kLanes, 3, 2, true>(p, flipped, true, stream);
-        if (is(5, 1)) return launch_depthwise<T, kLanes, 5, 1, true>(p, flipped, true, stream);
-        if (is(5, 2)) return launch_depthwise<T, kLanes, 5, 2, true>(p, flipped, true, stream);
-        if (is(7, 1)) return launch_depthwise<T, kLanes, 7, 1, true>(p, flipped, true, stream);
-        return launch_depthwise<T, kLanes, 0, 0, true>(p, flipped, true, stream);
-      }
+      if (path.shared) return launch_depthwise<T, kLanes, 0, 0, true>(p, flipped, true, stream);
       return launch_depthwise<T, kLanes, 0, 0, false>(p, flipped, true, stream);
     }
   }
@@ -124,7 +215,7 @@ void launch_input_gradient(const DepthwiseParams& p, bool along_channels, Stream
     a.grad_output = image_at<T>(p.output, n);
     a.grad_input = image_at<T>(p.input, n);
     a.items = static_cast<unsigned>(positions * count);
-    in_blocks(a.items, a.channels, kLanes, along_channels, kShared ? taps * sizeof(T) : 0,
+    in_blocks({a.items, a.channels, kLanes, along_channels, kShared ? taps * sizeof(T) : 0},
               [&](dim3 grid, dim3 block, size_t shared, int first_channel) {
                 a.first_channel = first_channel;
                 SEPCONV_LAUNCH((depthwise_input_gradient_kernel<T, kLanes, kShared>), grid, block, shared,
@@ -148,6 +239,7 @@ void input_gradient_of(const DepthwiseParams& p, Stream stream) {
   }
   const Path path = path_of(p);
   if constexpr (!std::is_same_v<T, double>) {
+    if (input_gradient_by_rows<T>(p, stream)) return;
     constexpr int kLanes = kVectorLanes<T>;
     if (path.vectors && path.shared) return launch_input_gradient<T, kLanes, true>(p, true, stream);
     if (path.vectors) return launch_input_gradient<T, kLanes, false>(p, true, stream);
@@ -159,11 +251,11 @@ void input_gradient_of(const DepthwiseParams& p, Stream stream) {
 
 constexpr int kLanesOfWeightGradient = 4;  // nine sums of eight lanes would take too many registers
 
-// The columns of the kernel that one thread sums at once (3: of three rows), and over how many parts of the
-// items.
+// The columns of the kernel that one thread sums at once (3: of three rows; by_rows: the whole kernel), and
+// over how many parts of the items.
 struct WeightGradientPlan {
-  bool vectors, along_channels;
-  int64_t columns, step;
+  bool by_rows, vectors, along_channels;
+  int64_t columns;
   int x;  // threads along channels
   int64_t channel_blocks, tap_blocks, items, splits, items_of_split;
 };
@@ -171,29 +263,53 @@ struct WeightGradientPlan {
 WeightGradientPlan weight_gradient_plan(const DepthwiseParams& p) {
   const Path path = path_of(p);
   const Window& w = p.window;
-  WeightGradientPlan plan{path.vectors, path.along_channels, 1, 1, 1, 0, 0, 0, 0, 0};
+  WeightGradientPlan plan{size_for_rows(p) == 3, path.vectors, path.along_channels, 1, 1, 0, 0, 0, 0, 0};
   const bool wide = path.vectors && path.step == 1 && (path.columns == 5 || path.columns == 7);
-  if (path.columns == 3 && w.kernel[0] == 3 && (path.step == 1 || path.vectors)) {
+  if (plan.by_rows || (!path.vectors && path.columns == 3 && w.kernel[0] == 3 && path.step == 1)) {
     plan.columns = 3;
-    plan.step = path.step;
     plan.tap_blocks = 1;
   } else {
     plan.columns = wide ? path.columns : 1;
     plan.tap_blocks = w.kernel[0] * w.kernel[1] / plan.columns;
   }
-  const int64_t vectors = path.vectors ? p.output.c / kLanesOfWeightGradient : p.output.c;
+  int64_t vectors = path.vectors ? p.output.c / kLanesOfWeightGradient : p.output.c;
   plan.items = p.output.n * p.output.h * divide_up(p.output.w, kRun);
-  plan.x = path.along_channels ? threads_along(vectors, 32) : 1;
+  if (plan.by_rows) {
+    vectors = p.output.c / kRowsLanes;
+    plan.items = bands_of(p, p.output.n, p.output.h, p.output.w, kRowsRun<3>).items;
+  }
+  plan.x = plan.by_rows || path.along_channels ? threads_along(vectors, 32) : 1;
   plan.channel_blocks = divide_up(vectors, plan.x);
   // Enough blocks to fill a large device, each with some items for every thread; of the shape alone, so that
   // the sums are the same everywhere.
-  const int64_t threads_along_items = kBlockThreads / plan.x;
+  const int64_t threads = plan.by_rows ? kRowsThreads : kBlockThreads;
+  const int64_t threads_along_items = threads / plan.x, items_of_thread = plan.by_rows ? 1 : 4;
   const int64_t wanted = divide_up(1024, plan.channel_blocks * plan.tap_blocks);
-  const int64_t most = divide_up(plan.items, threads_along_items * 4);
+  const int64_t most = divide_up(plan.items, threads_along_items * items_of_thread);
   plan.splits = std::clamp<int64_t>(wanted, 1, std::min<int64_t>(most, 512));
   plan.splits = std::max(plan.splits, divide_up(plan.items, kMostItems));
   plan.items_of_split = divide_up(plan.items, plan.splits);
   return plan;
+}
+
+template <class T, int kStep>
+void launch_rows_weight_gradient(const WeightGradientPlan& plan, const DepthwiseParams& p,
+                                 Compute<T>* partial, Stream stream) {
+  RowsWeightGradientArguments<T> a{};
+  a.grad_output = image_at<T>(p.output, 0);
+  a.input = image_at<T>(p.input, 0);
+  a.partial = partial;
+  a.grad_out = strides_of(p.output);
+  a.in = strides_of(p.input);
+  a.geometry = geometry_of(p.window, p.input, p.output);
+  a.bands = bands_of(p, p.output.n, p.output.h, p.output.w, kRowsRun<3>);
+  a.channels = as_int(p.output.c);
+  a.items_of_split = static_cast<unsigned>(plan.items_of_split);
+  const dim3 grid(static_cast<unsigned>(plan.channel_blocks), static_cast<unsigned>(plan.splits));
+  const dim3 block(plan.x, kRowsThreads / plan.x);
+  SEPCONV_LAUNCH((depthwise_rows_weight_gradient_kernel<T, 3, kStep>), grid, block,
+                 kRowsThreads * kRowsLanes * 9 * sizeof(Compute<T>), static_cast<cudaStream_t>(stream), a);
+  check_launch("depthwise_rows_weight_gradient");
 }
 
 template <class T, int kLanes, int kRows, int kColumns, int kStep>
@@ -211,11 +327,8 @@ template <class T>
 void launch_vector_weight_gradient(const WeightGradientPlan& plan, const WeightGradientArguments<T>& a,
                                    Stream stream) {
   constexpr int kLanes = kLanesOfWeightGradient;
-  const auto is = [&](int64_t columns, int64_t step) { return plan.columns == columns && plan.step == step; };
-  if (is(3, 1)) return launch_weight_gradient<T, kLanes, 3, 3, 1>(plan, a, stream);
-  if (is(3, 2)) return launch_weight_gradient<T, kLanes, 3, 3, 2>(plan, a, stream);
-  if (is(5, 1)) return launch_weight_gradient<T, kLanes, 1, 5, 1>(plan, a, stream);
-  if (is(7, 1)) return launch_weight_gradient<T, kLanes, 1, 7, 1>(plan, a, stream);
+  if (plan.columns == 5) return launch_weight_gradient<T, kLanes, 1, 5, 1>(plan, a, stream);
+  if (plan.columns == 7) return launch_weight_gradient<T, kLanes, 1, 7, 1>(plan, a, stream);
   launch_weight_gradient<T, kLanes, 1, 1, 1>(plan, a, stream);
 }
 
@@ -223,9 +336,10 @@ template <class T>
 void add_splits(const DepthwiseParams& p, int channels, int64_t splits, T* grad_weight,
                 const Compute<T>* partial, Stream stream) {
   const int taps = as_int(p.window.kernel[0] * p.window.kernel[1]);
-  const dim3 grid(static_cast<unsigned>(divide_up(channels, kBlockThreads)), static_cast<unsigned>(taps));
-  SEPCONV_LAUNCH((sum_of_splits_kernel<T>), grid, dim3(kBlockThreads), 0, static_cast<cudaStream_t>(stream),
-                 partial, grad_weight, channels, taps, as_int(splits));
+  const dim3 grid(static_cast<unsigned>(divide_up(channels, kChannelsOfSum)), static_cast<unsigned>(taps));
+  SEPCONV_LAUNCH((sum_of_splits_kernel<T>), grid, dim3(kChannelsOfSum, kBlockThreads / kChannelsOfSum),
+                 kBlockThreads * sizeof(Compute<T>), static_cast<cudaStream_t>(stream), partial, grad_weight,
+                 channels, taps, as_int(splits));
   check_launch("sum_of_splits");
 }
 
@@ -252,12 +366,18 @@ void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* works
   a.items_of_split = static_cast<unsigned>(plan.items_of_split);
 
   if constexpr (!std::is_same_v<T, double>) {
+    if (plan.by_rows) {
+      const auto launch =
+          p.window.stride[0] == 1 ? launch_rows_weight_gradient<T, 1> : launch_rows_weight_gradient<T, 2>;
+      launch(plan, p, a.partial, stream);
+      return add_splits(p, a.channels, plan.splits, static_cast<T*>(grad_weight), a.partial, stream);
+    }
     if (plan.vectors) {
       launch_vector_weight_gradient<T>(plan, a, stream);
       return add_splits(p, a.channels, plan.splits, static_cast<T*>(grad_weight), a.partial, stream);
     }
   }
-  if (plan.columns == 3 && plan.step == 1)
+  if (plan.columns == 3)
     launch_weight_gradient<T, 1, 3, 3, 1>(plan, a, stream);
   else
     launch_weight_gradient<T, 1, 1, 1, 1>(plan, a, stream);

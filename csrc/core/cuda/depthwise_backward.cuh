@@ -154,15 +154,27 @@ __global__ void __launch_bounds__(256) depthwise_weight_gradient_kernel(const We
     }
 }
 
+inline constexpr int kChannelsOfSum = 32;  // of a block; its other threads share the splits
+
 // grad_weight (channels, taps) from the partial sums (splits, taps, channels), always in the same order.
 template <class T>
 __global__ void __launch_bounds__(256)
     sum_of_splits_kernel(const Compute<T>* partial, T* grad_weight, int channels, int taps, int splits) {
-  const int channel = blockIdx.x * blockDim.x + threadIdx.x, tap = blockIdx.y;
-  if (channel >= channels) return;
+  SEPCONV_SHARED(Compute<T>, shared);
+  const int channel = blockIdx.x * kChannelsOfSum + threadIdx.x, tap = blockIdx.y;
   Compute<T> sum = 0;
-  for (int split = 0; split < splits; ++split)
-    sum += partial[(static_cast<int64_t>(split) * taps + tap) * channels + channel];
+  const int64_t step = static_cast<int64_t>(blockDim.y) * taps * channels;
+  const Compute<T>* from = partial + (static_cast<int64_t>(threadIdx.y) * taps + tap) * channels + channel;
+  const int count = channel < channels
+                        ? (splits - static_cast<int>(threadIdx.y) + static_cast<int>(blockDim.y) - 1) /
+                              static_cast<int>(blockDim.y)
+                        : 0;
+#pragma unroll 8  // loads of several are under way together
+  for (int i = 0; i < count; ++i, from += step) sum += *from;
+  shared[threadIdx.y * kChannelsOfSum + threadIdx.x] = sum;
+  device::synchronize();
+  if (threadIdx.y != 0 || channel >= channels) return;
+  for (int y = 1; y < static_cast<int>(blockDim.y); ++y) sum += shared[y * kChannelsOfSum + threadIdx.x];
   grad_weight[static_cast<int64_t>(channel) * taps + tap] = narrow<T>(sum);
 }
 

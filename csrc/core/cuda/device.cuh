@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/dtypes.h"
 
@@ -81,6 +82,13 @@ __device__ __forceinline__ void wait_for_copies() {
 __device__ __forceinline__ void synchronize() {
   __syncthreads();
 }
+__device__ __forceinline__ float as_float(uint32_t bits) {
+  return __uint_as_float(bits);
+}
+// Has the compiler keep what was computed in its register rather than compute it again at every use.
+__device__ __forceinline__ void keep(float& value) {
+  asm volatile("" : "+f"(value));
+}
 template <class T>
 __device__ __forceinline__ T shuffle_down(T value, int lanes) {
   return __shfl_down_sync(0xffffffffu, value, lanes);
@@ -133,22 +141,59 @@ __device__ __forceinline__ T narrow(Compute<T> x) {
 template <class T>
 inline constexpr int kVectorLanes = 16 / sizeof(T);
 
+// As it is stored, halves of 32 bits by pairs: apart they would take a register each.
 template <class T, int kLanes>
 struct alignas(sizeof(T) * kLanes) Vector {
-  T lane[kLanes];
+  static constexpr bool kPairs = sizeof(T) == 2 && kLanes % 2 == 0;
+  using Part = std::conditional_t<kPairs, uint32_t, T>;
+  Part part[kPairs ? kLanes / 2 : kLanes];
 };
+
+__device__ __forceinline__ void widen_pair(uint32_t pair, BFloat16, float& low, float& high) {
+  low = device::as_float(pair << 16);
+  high = device::as_float(pair & 0xffff0000u);
+}
+__device__ __forceinline__ void widen_pair(uint32_t pair, Float16, float& low, float& high) {
+  low = __half2float(__ushort_as_half(static_cast<uint16_t>(pair)));
+  high = __half2float(__ushort_as_half(static_cast<uint16_t>(pair >> 16)));
+}
+template <class T, int kLanes>
+__device__ __forceinline__ void widen(const Vector<T, kLanes>& from, Compute<T> (&to)[kLanes]) {
+  if constexpr (Vector<T, kLanes>::kPairs) {
+#pragma unroll
+    for (int i = 0; i < kLanes; i += 2) widen_pair(from.part[i / 2], T{}, to[i], to[i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) to[i] = widen(from.part[i]);
+  }
+}
+__device__ __forceinline__ uint32_t narrow_pair(BFloat16, float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return __bfloat16_as_ushort(pair.x) | static_cast<uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
+}
+__device__ __forceinline__ uint32_t narrow_pair(Float16, float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return __half_as_ushort(pair.x) | static_cast<uint32_t>(__half_as_ushort(pair.y)) << 16;
+}
+template <class T, int kLanes>
+__device__ __forceinline__ Vector<T, kLanes> load(const T* from) {
+  return *reinterpret_cast<const Vector<T, kLanes>*>(from);
+}
 
 template <class T, int kLanes>
 __device__ __forceinline__ void load(const T* from, Compute<T> (&to)[kLanes]) {
-  const auto vector = *reinterpret_cast<const Vector<T, kLanes>*>(from);
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) to[i] = widen(vector.lane[i]);
+  widen(load<T, kLanes>(from), to);
 }
 template <class T, int kLanes>
 __device__ __forceinline__ void store(const Compute<T> (&from)[kLanes], T* to) {
   Vector<T, kLanes> vector;
+  if constexpr (Vector<T, kLanes>::kPairs) {
 #pragma unroll
-  for (int i = 0; i < kLanes; ++i) vector.lane[i] = narrow<T>(from[i]);
+    for (int i = 0; i < kLanes; i += 2) vector.part[i / 2] = narrow_pair(T{}, from[i], from[i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) vector.part[i] = narrow<T>(from[i]);
+  }
   *reinterpret_cast<Vector<T, kLanes>*>(to) = vector;
 }
 

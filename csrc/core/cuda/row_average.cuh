@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kRowAverageThreads)
 #pragma unroll
     for (int j = 0; j < 3; ++j)
       if (j < rows[i].count)
-        stored[i][j] = *reinterpret_cast<const Vector<S, kLanes>*>(row + j * shape.input.stride_row);
+        stored[i][j] = load<S, kLanes>(row + j * shape.input.stride_row);
       else
         stored[i][j] = {};
   }
@@ -146,11 +146,14 @@ __global__ void __launch_bounds__(kRowAverageThreads)
     if (first + i >= shape.rows) return;
     const SummedRows& by = rows[i];
     const Divisor<T> by0(divisors, by.divisor[0]), by1(divisors, by.divisor[1]), by2(divisors, by.divisor[2]);
-    T sums[kLanes];
+    T sums[kLanes], second[kLanes], third[kLanes];
+    widen(stored[i][0], sums);
+    widen(stored[i][1], second);
+    widen(stored[i][2], third);
 #pragma unroll
     for (int v = 0; v < kLanes; ++v) {
-      T sum = widen(stored[i][0].lane[v]);
-      const T x1 = widen(stored[i][1].lane[v]), x2 = widen(stored[i][2].lane[v]);
+      T sum = sums[v];
+      const T x1 = second[v], x2 = third[v];
       if (!kBackward || by.equal) {
         if (by.count > 1) sum += x1;
         if (by.count > 2) sum += x2;

@@ -208,10 +208,9 @@ __global__ void __launch_bounds__(kDenseThreads, sizeof(Compute<S>) == 8 ? 1 : 2
       for (int p = 0; p < kDensePixels; ++p) x[p] = values[at[p]];
 #pragma unroll
       for (int v = 0; v < kDenseChannels; v += kVectorLanes<T>) {
-        const auto vector =
-            *reinterpret_cast<const Vector<T, kVectorLanes<T>>*>(by + k * kDenseWeightPitch + v);
+        const auto vector = load<T, kVectorLanes<T>>(by + k * kDenseWeightPitch + v);
 #pragma unroll
-        for (int i = 0; i < kVectorLanes<T>; ++i) factor[v + i] = vector.lane[i];
+        for (int i = 0; i < kVectorLanes<T>; ++i) factor[v + i] = vector.part[i];
       }
 #pragma unroll
       for (int p = 0; p < kDensePixels; ++p)
@@ -341,15 +340,13 @@ __global__ void __launch_bounds__(kDenseThreads, 2)
 #pragma unroll 4
     for (int i = 0; i < kGradientPixels / kGradientQuarters; ++i) {
       const int p = i * kGradientQuarters + quarter;
-      const auto left =
-          *reinterpret_cast<const Vector<T, kGradientTile>*>(gradients + p * kGradientPitch + o_at);
-      const auto right =
-          *reinterpret_cast<const Vector<T, kGradientTile>*>(patches + p * kGradientPitch + k_at);
+      T left[kGradientTile], right[kGradientTile];
+      load<T, kGradientTile>(gradients + p * kGradientPitch + o_at, left);
+      load<T, kGradientTile>(patches + p * kGradientPitch + k_at, right);
 #pragma unroll
       for (int a = 0; a < kGradientTile; ++a)
 #pragma unroll
-        for (int b = 0; b < kGradientTile; ++b)
-          sums[a][b] = std::fma(left.lane[a], right.lane[b], sums[a][b]);
+        for (int b = 0; b < kGradientTile; ++b) sums[a][b] = std::fma(left[a], right[b], sums[a][b]);
     }
   }
 

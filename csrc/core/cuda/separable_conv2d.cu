@@ -1,3 +1,4 @@
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 
@@ -8,9 +9,6 @@
 namespace sepconv::cuda {
 namespace {
 
-constexpr int kMostBandWidth = 37;
-constexpr int kTileRuns = 4;  // of a tile's row
-
 int padded_channels(DType dtype, int64_t channels) {
   const int64_t chunk = 64 / static_cast<int64_t>(bytes_of(dtype));
   return as_int(divide_up(channels, chunk) * chunk);
@@ -18,15 +16,14 @@ int padded_channels(DType dtype, int64_t channels) {
 
 // Pixels of a tile: as many as leave room for the panel.
 int pixels_of(const SeparableConv2dParams& p, const Device& device) {
-  if (p.input.c * p.window.kernel[0] * p.window.kernel[1] > device.shared_bytes) return 0;
-  const int taps = as_int(p.window.kernel[0] * p.window.kernel[1]);
+  if (p.input.c > device.shared_bytes) return 0;
   const int channels = padded_channels(p.dtype, p.input.c);
-  if (FusedShared<Float16, 128>(channels, taps).bytes() <= device.shared_bytes) return 128;
-  if (FusedShared<Float16, 64>(channels, taps).bytes() <= device.shared_bytes) return 64;
+  if (FusedShared<Float16, 128>(channels).bytes() <= device.shared_bytes) return 128;
+  if (FusedShared<Float16, 64>(channels).bytes() <= device.shared_bytes) return 64;
   return 0;
 }
 
-template <class T, int kPixels, int kColumns, int kStep>
+template <class T, int kPixels, int kSize, int kStep>
 void launch(const SeparableConv2dParams& p, const Device& device, Stream stream) {
   FusedArguments<T> a{};
   a.input = static_cast<const T*>(p.input.data);
@@ -42,21 +39,27 @@ void launch(const SeparableConv2dParams& p, const Device& device, Stream stream)
   a.padded_channels = padded_channels(p.dtype, p.input.c);
   a.out_channels = as_int(p.output.c);
 
-  // Wide images in squares of pixels, whose windows overlap least; narrow ones in bands of whole rows.
+  // Of the shapes of a tile, the one of which it takes fewest: near squares first, whose windows overlap
+  // least.
   const Geometry& g = a.geometry;
-  constexpr int kRuns = kPixels / kFusedRun;
-  const auto runs_along = static_cast<int>(divide_up(g.out_width, kFusedRun));
-  int64_t tiles;
-  if (g.out_width > kMostBandWidth) {
-    a.tile_width = kTileRuns;
-    a.tiles_along = static_cast<unsigned>(divide_up(runs_along, kTileRuns));
-    a.tiles_down = static_cast<unsigned>(divide_up(g.out_height, kRuns / kTileRuns));
-    tiles = p.output.n * a.tiles_along * a.tiles_down;
-  } else {
-    const int64_t runs = p.output.n * g.out_height * runs_along;
-    a.runs = static_cast<unsigned>(as_int(runs));
-    tiles = divide_up(runs, kRuns);
+  int64_t tiles = 0;
+  for (const int width : {16, 8, 32}) {
+    const int height = kPixels / width;
+    const int64_t along = divide_up(g.out_width, width), down = divide_up(g.out_height, height);
+    if (tiles > 0 && tiles <= along * down) continue;
+    tiles = along * down;
+    a.tile_width_shift = std::countr_zero(static_cast<unsigned>(width));
+    a.rows_of_thread = kSize > 0 ? height : 1;
+    a.tiles_along = static_cast<unsigned>(along);
+    a.tiles_down = static_cast<unsigned>(down);
   }
+  tiles *= p.output.n;
+  // Long walks, whose ends overlap less, where every thread has one.
+  const auto items = [&] {
+    return a.padded_channels / kRowsLanes * (kPixels / kFusedRun / a.rows_of_thread);
+  };
+  while (a.rows_of_thread > 1 && items() < kFusedThreads) a.rows_of_thread /= 2;
+  a.quads = moves_vectors(p.output, 4, p.dtype);
   // Few tiles: several blocks share one, each with some of its output channels.
   const int64_t output_tiles = divide_up(a.out_channels, kFusedOutputs);
   const int64_t blocks_of_tile = std::clamp<int64_t>(device.multiprocessors / tiles, 1, output_tiles);
@@ -64,8 +67,8 @@ void launch(const SeparableConv2dParams& p, const Device& device, Stream stream)
   const dim3 grid(static_cast<unsigned>(as_int(tiles)),
                   static_cast<unsigned>(divide_up(output_tiles, a.output_tiles_of_block)));
 
-  const FusedShared<T, kPixels> shared(a.padded_channels, g.kernel[0] * g.kernel[1]);
-  const auto kernel = separable_conv2d_kernel<T, kPixels, kColumns, kStep>;
+  const FusedShared<T, kPixels> shared(a.padded_channels);
+  const auto kernel = separable_conv2d_kernel<T, kPixels, kSize, kStep>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared.bytes()));
   SEPCONV_LAUNCH(kernel, grid, dim3(kFusedThreads), static_cast<size_t>(shared.bytes()),
                  static_cast<cudaStream_t>(stream), a);
@@ -75,10 +78,10 @@ void launch(const SeparableConv2dParams& p, const Device& device, Stream stream)
 template <class T, int kPixels>
 void of_window(const SeparableConv2dParams& p, const Device& device, Stream stream) {
   const Window& w = p.window;
-  if (w.kernel[1] == 3 && w.dilation[1] == 1 && w.stride[1] == 1)
-    return launch<T, kPixels, 3, 1>(p, device, stream);
-  if (w.kernel[1] == 3 && w.dilation[1] == 1 && w.stride[1] == 2)
-    return launch<T, kPixels, 3, 2>(p, device, stream);
+  const auto both = [](const auto& pair, int64_t value) { return pair[0] == value && pair[1] == value; };
+  const bool walks = both(w.kernel, 3) && both(w.dilation, 1);
+  if (walks && both(w.stride, 1)) return launch<T, kPixels, 3, 1>(p, device, stream);
+  if (walks && both(w.stride, 2)) return launch<T, kPixels, 3, 2>(p, device, stream);
   launch<T, kPixels, 0, 0>(p, device, stream);
 }
 
@@ -93,11 +96,8 @@ bool can_fuse(const SeparableConv2dParams& p, const Device& device) {
 }  // namespace
 
 bool fuses_separable_conv2d(const SeparableConv2dParams& p, const Device& device) {
-  if (!can_fuse(p, device)) return false;
   const char* const path = std::getenv("SEPCONV_CUDA_PATH");
-  if (path != nullptr && std::strcmp(path, "fused") == 0) return true;
-  if (path != nullptr && std::strcmp(path, "stages") == 0) return false;
-  return p.input.c <= 256;
+  return path != nullptr && std::strcmp(path, "fused") == 0 && can_fuse(p, device);
 }
 
 void separable_conv2d(const SeparableConv2dParams& p, const Device& device, Stream stream) {
