@@ -101,7 +101,7 @@ def passes(
 def on_device(
     device: Device, layer: Layer, dtype: torch.dtype, args: argparse.Namespace
 ) -> tuple[peers.Case, int]:
-    """A few images, and how often to repeat them: random numbers for all would take longer than the timing."""
+    """A few images, and how often to repeat them: random numbers for all take longer than the timing."""
     layer = replace(layer, stages=layer_shapes.PLAIN)
     few = peers.Case.random(layer, 1 + (args.batch - 1) % 2, dtype, backward=args.backward, threads=0)
     if args.bias:

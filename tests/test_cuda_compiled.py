@@ -35,11 +35,18 @@ if CUOBJDUMP is None:
     pytest.skip("there is no cuobjdump: neither CUDA's nor Triton's", allow_module_level=True)
 
 REGISTERS = 65536  # of a multiprocessor, in every family since sm_80
-BLOCK_THREADS = 256
+BLOCK_THREADS = {
+    "depthwise_rows_kernel": 128,
+    "depthwise_rows_input_gradient_kernel": 128,
+    "depthwise_rows_weight_gradient_kernel": 128,
+}  # others: 256
 # Blocks that run side by side on a multiprocessor, by registers, at least: kernels for wide or strided
-# windows hold more columns, and run one.
+# windows hold more columns, and run fewer.
 BLOCKS = {
     "separable_conv2d_kernel": 1,
+    "depthwise_rows_kernel": 2,
+    "depthwise_rows_input_gradient_kernel": 2,
+    "depthwise_rows_weight_gradient_kernel": 3,
     "depthwise_kernel": 1,
     "depthwise_input_gradient_kernel": 2,
     "depthwise_weight_gradient_kernel": 1,
@@ -94,8 +101,8 @@ def test_every_kernel_is_there_for_every_architecture() -> None:
     assert len({frozenset(symbols) for symbols in of_each.values()}) == 1
 
 
-# Bytes of stack, at most. The compiler for sm_100 and later needs a few registers more for windows of three
-# columns than those that leave room for two blocks.
+# Bytes of stack, at most. The compiler for sm_100 and later needs a few registers more, most of all for wide
+# windows, than those that leave room for the planned blocks.
 STACK = {"sm_100": 80, "sm_120": 80}
 
 
@@ -108,7 +115,9 @@ def test_no_kernel_spills_registers() -> None:
 
 def test_registers_leave_room_for_the_planned_blocks() -> None:
     crowded = [
-        kernel for kernel in KERNELS if kernel.registers * BLOCK_THREADS * BLOCKS[kernel.name] > REGISTERS
+        kernel
+        for kernel in KERNELS
+        if kernel.registers * BLOCK_THREADS.get(kernel.name, 256) * BLOCKS[kernel.name] > REGISTERS
     ]
     assert not crowded
 
