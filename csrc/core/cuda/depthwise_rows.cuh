@@ -176,7 +176,7 @@ __device__ __forceinline__ void depthwise_rows(const Geometry& g, const T* image
   const int first_row = y * kStep - g.padding[0], first = x * kStep - g.padding[1];
   const bool inside = first >= 0 && first + Sum::kReads <= g.width;
   const int reads = (rows - 1) * kStep + kSize, step = static_cast<int>(s.w);
-  const T* from = image + first_row * s.h + first * step;
+  const T* from = image + first_row * s.h + first * s.w;
   StoredRow<T, Sum::kReads> next;
   bool next_exists = false;
   const auto read = [&](int t) {
@@ -281,10 +281,10 @@ __global__ void __launch_bounds__(kRowsThreads, kSize == 3 ? 3 : 2)
   const int first = at.x - kBefore, first_row = at.y - kBefore;
   const bool inside = first >= 0 && first + kReads <= g.out_width;
   const int reads = at.rows + kBefore, step = static_cast<int>(a.in.w), to_step = static_cast<int>(a.out.w);
-  const T* from = a.input + at.n * a.in.n + channel + first_row * a.in.h + first * step;
+  const T* from = a.input + at.n * a.in.n + channel + first_row * a.in.h + first * a.in.w;
   int y = 2 * at.y - g.padding[0];
   const int x = 2 * at.x - g.padding[1];
-  T* to = a.output + at.n * a.out.n + channel + y * a.out.h + x * to_step;
+  T* to = a.output + at.n * a.out.n + channel + y * a.out.h + x * a.out.w;
   StoredRow<T, kReads> next;
   bool next_exists = false;
   const auto read = [&](int t) {
@@ -380,9 +380,9 @@ __global__ void __launch_bounds__(kRowsThreads, 3)
     const bool inside = first >= 0 && first + kReads <= g.width && at.x + kRun <= g.out_width;
     const int reads = (at.rows - 1) * kStep + kSize;
     const int step = static_cast<int>(a.in.w), grad_step = static_cast<int>(a.grad_out.w);
-    const T* from = a.input + at.n * a.in.n + channel + first_row * a.in.h + first * step;
+    const T* from = a.input + at.n * a.in.n + channel + first_row * a.in.h + first * a.in.w;
     const T* from_grad =
-        a.grad_output + at.n * a.grad_out.n + channel + at.y * a.grad_out.h + at.x * grad_step;
+        a.grad_output + at.n * a.grad_out.n + channel + at.y * a.grad_out.h + at.x * a.grad_out.w;
     const auto exists = [&](int t) {
       return t < reads && static_cast<unsigned>(first_row + t) < static_cast<unsigned>(g.height);
     };
