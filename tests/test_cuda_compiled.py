@@ -47,7 +47,7 @@ BLOCKS = {
     "depthwise_rows_kernel": 2,
     "depthwise_rows_input_gradient_kernel": 2,
     "depthwise_rows_weight_gradient_kernel": 3,
-    "depthwise_kernel": 1,
+    "depthwise_kernel": 2,
     "depthwise_input_gradient_kernel": 2,
     "depthwise_weight_gradient_kernel": 1,
     "sum_of_splits_kernel": 4,

@@ -21,7 +21,7 @@ void call(const char* name, const char* overload, std::array<StableIValue, kArgu
 // `tensor`, or a copy, at a multiple of 16 bytes: cuDNN's backward of a 1x1 map faults where a gradient that
 // another tensor's storage holds is not.
 inline Tensor aligned(const Tensor& tensor) {
-  const bool is = reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
+  const bool is = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
   return is ? tensor : torch::stable::clone(tensor);
 }
 

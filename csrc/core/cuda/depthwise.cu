@@ -107,12 +107,13 @@ void launch_rows(const Kernel& kernel, const DepthwiseParams& p, const Image& fr
   a.geometry = geometry_of(p.window, p.input, p.output);
   a.channels = as_int(to.c);
   a.flipped = flipped;
-  const int64_t taps = p.window.kernel[0] * p.window.kernel[1];
+  const int64_t size = p.window.kernel[0];  // 3: its weights go to registers
+  const size_t weight_bytes = size == 3 ? 0 : size * size * sizeof(T);
   in_batches(to.n, height * divide_up(width, run), kMostItems, [&](int64_t n, int64_t count) {
     a.input = image_at<T>(from, n);
     a.output = image_at<T>(to, n);
     a.bands = bands_of(p, count, height, width, run);
-    in_blocks({a.bands.items, a.channels, kRowsLanes, true, taps * sizeof(T), kRowsThreads, 1},
+    in_blocks({a.bands.items, a.channels, kRowsLanes, true, weight_bytes, kRowsThreads, 1},
               [&](dim3 grid, dim3 block, size_t shared, int first_channel) {
                 a.first_channel = first_channel;
                 SEPCONV_LAUNCH(kernel, grid, block, shared, static_cast<cudaStream_t>(stream), a);
@@ -249,7 +250,7 @@ void input_gradient_of(const DepthwiseParams& p, Stream stream) {
 
 // --- Weight gradient ---
 
-constexpr int kLanesOfWeightGradient = 4;  // nine sums of eight lanes would take too many registers
+constexpr int kLanesOfWeightGradient = 4;  // seven sums of eight lanes would take too many registers
 
 // The columns of the kernel that one thread sums at once (3: of three rows; by_rows: the whole kernel), and
 // over how many parts of the items.

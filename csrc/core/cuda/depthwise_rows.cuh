@@ -1,6 +1,6 @@
-// Depthwise convolutions of square kernels in NHWC: a thread walks down some rows with a few columns of a
-// vector of channels. Each row is read once, while the one before is computed, and added to all results that
-// it is part of; their sums are in registers.
+// Depthwise convolutions of 3x3, 5x5 and 7x7 kernels in NHWC: a thread walks down some rows with a few
+// columns of a vector of channels. Each row is read once (of halves, while the one before is computed) and
+// added to all results that it is part of; their sums are in registers.
 #pragma once
 #include "core/cuda/depthwise.cuh"
 
@@ -13,7 +13,7 @@ inline constexpr int kRowsLanes = 4;      // 16 bytes of floats, 8 of half preci
 template <int kSize>
 inline constexpr int kRowsRun = kSize == 3 ? 4 : 2;
 
-// The bands of rows that threads walk down, and what else its kernels read.
+// The bands of rows that threads walk down.
 struct Bands {
   int rows;          // of a band; the last of an image may have fewer
   unsigned bands;    // of an image

@@ -84,12 +84,15 @@ inline Geometry geometry_of(const Window& window, const Image& input, const Imag
   return g;
 }
 
-// Whether vectors of `lanes` channels can be moved at once, by offsets of 32 bits within a row.
+inline constexpr int64_t kMostColumnsOfThread = 16;
+
+// Whether vectors of `lanes` channels can be moved at once, by offsets of 32 bits within a row and within the
+// columns that a thread asks for, of which some may lie outside.
 inline bool moves_vectors(const Image& image, int lanes, DType dtype) {
   const auto whole = [&](int64_t elements) { return elements % lanes == 0; };
   return (image.stride_c == 1 || image.c == 1) &&
-         image.stride_w * image.w <= std::numeric_limits<int>::max() && whole(image.c) &&
-         whole(image.stride_n) && whole(image.stride_h) && whole(image.stride_w) &&
+         image.stride_w * std::max(image.w, kMostColumnsOfThread) <= std::numeric_limits<int>::max() &&
+         whole(image.c) && whole(image.stride_n) && whole(image.stride_h) && whole(image.stride_w) &&
          reinterpret_cast<uintptr_t>(image.data) % (lanes * bytes_of(dtype)) == 0;
 }
 
