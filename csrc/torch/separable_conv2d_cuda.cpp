@@ -82,7 +82,7 @@ Tensor matrix_of(const Tensor& pointwise_weight) {
 }
 
 // The pointwise convolution. Of NHWC images in half precision it is a matrix product where there is a bias,
-// with which cuDNN's takes about twice as long on an H100.
+// which makes a stock layer take up to 2.4 times as long on an H100 (docs/gpu.md).
 Tensor pointwise(const SeparableConv2dCall& call, const Tensor& middle, const std::optional<Tensor>& bias) {
   const bool half = call.params.dtype == DType::kFloat16 || call.params.dtype == DType::kBFloat16;
   if (!half || !bias || !is_channels_last(middle))
@@ -140,11 +140,10 @@ Tensor forward(const Tensor& input, const Tensor& depthwise_weight, const Tensor
   const auto strides = dense_strides(call.output, is_channels_last(input));
   params.output = {nullptr,    call.output[0], call.output[1], call.output[2], call.output[3],
                    strides[0], strides[1],     strides[2],     strides[3]};
-  const cuda::Device properties = cuda::current_device();
-  if (cuda::fuses_separable_conv2d(params, properties)) {
+  if (cuda::fuses_separable_conv2d(params)) {
     const Tensor output = empty_image(checks, "output", call.output, input);
     params.output = write_to(output);
-    cuda::separable_conv2d(params, properties, device.stream);
+    cuda::separable_conv2d(params, device.stream);
     return output;
   }
   const Tensor middle = middle_of(checks, call, input, is_channels_last(input), device.stream);

@@ -252,8 +252,8 @@ void input_gradient_of(const DepthwiseParams& p, Stream stream) {
 
 constexpr int kLanesOfWeightGradient = 4;  // seven sums of eight lanes would take too many registers
 
-// The columns of the kernel that one thread sums at once (3: of three rows; by_rows: the whole kernel), and
-// over how many parts of the items.
+// Whether a thread walks down rows and sums the whole kernel; else the columns of the kernel that it sums at
+// once (3: of three rows). And over how many parts of the items.
 struct WeightGradientPlan {
   bool by_rows, vectors, along_channels;
   int64_t columns;
@@ -266,7 +266,9 @@ WeightGradientPlan weight_gradient_plan(const DepthwiseParams& p) {
   const Window& w = p.window;
   WeightGradientPlan plan{size_for_rows(p) == 3, path.vectors, path.along_channels, 1, 1, 0, 0, 0, 0, 0};
   const bool wide = path.vectors && path.step == 1 && (path.columns == 5 || path.columns == 7);
-  if (plan.by_rows || (!path.vectors && path.columns == 3 && w.kernel[0] == 3 && path.step == 1)) {
+  if (plan.by_rows) {
+    plan.tap_blocks = 1;
+  } else if (!path.vectors && path.columns == 3 && w.kernel[0] == 3 && path.step == 1) {
     plan.columns = 3;
     plan.tap_blocks = 1;
   } else {
@@ -313,13 +315,13 @@ void launch_rows_weight_gradient(const WeightGradientPlan& plan, const Depthwise
   check_launch("depthwise_rows_weight_gradient");
 }
 
-template <class T, int kLanes, int kRows, int kColumns, int kStep>
+template <class T, int kLanes, int kRows, int kColumns>
 void launch_weight_gradient(const WeightGradientPlan& plan, const WeightGradientArguments<T>& a,
                             Stream stream) {
   const dim3 grid(static_cast<unsigned>(plan.channel_blocks), static_cast<unsigned>(plan.splits),
                   static_cast<unsigned>(plan.tap_blocks));
   const dim3 block(plan.x, kBlockThreads / plan.x);
-  SEPCONV_LAUNCH((depthwise_weight_gradient_kernel<T, kLanes, kRun, kRows, kColumns, kStep>), grid, block,
+  SEPCONV_LAUNCH((depthwise_weight_gradient_kernel<T, kLanes, kRun, kRows, kColumns>), grid, block,
                  kBlockThreads * kLanes * sizeof(Compute<T>), static_cast<cudaStream_t>(stream), a);
   check_launch("depthwise_weight_gradient");
 }
@@ -328,9 +330,9 @@ template <class T>
 void launch_vector_weight_gradient(const WeightGradientPlan& plan, const WeightGradientArguments<T>& a,
                                    Stream stream) {
   constexpr int kLanes = kLanesOfWeightGradient;
-  if (plan.columns == 5) return launch_weight_gradient<T, kLanes, 1, 5, 1>(plan, a, stream);
-  if (plan.columns == 7) return launch_weight_gradient<T, kLanes, 1, 7, 1>(plan, a, stream);
-  launch_weight_gradient<T, kLanes, 1, 1, 1>(plan, a, stream);
+  if (plan.columns == 5) return launch_weight_gradient<T, kLanes, 1, 5>(plan, a, stream);
+  if (plan.columns == 7) return launch_weight_gradient<T, kLanes, 1, 7>(plan, a, stream);
+  launch_weight_gradient<T, kLanes, 1, 1>(plan, a, stream);
 }
 
 template <class T>
@@ -354,10 +356,21 @@ void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* works
   if (plan.items > 2 * kMostItems)
     throw std::runtime_error("sepconv: CUDA computes weight gradients of at most " +
                              std::to_string(2 * kMostItems * kRun) + " pixels at once");
+  auto* const partial = static_cast<Compute<T>*>(workspace);
+  const auto add = [&] {
+    add_splits(p, as_int(p.output.c), plan.splits, static_cast<T*>(grad_weight), partial, stream);
+  };
+  if constexpr (!std::is_same_v<T, double>) {
+    if (plan.by_rows) {
+      p.window.stride[0] == 1 ? launch_rows_weight_gradient<T, 1>(plan, p, partial, stream)
+                              : launch_rows_weight_gradient<T, 2>(plan, p, partial, stream);
+      return add();
+    }
+  }
   WeightGradientArguments<T> a{};
   a.grad_output = image_at<T>(p.output, 0);
   a.input = image_at<T>(p.input, 0);
-  a.partial = static_cast<Compute<T>*>(workspace);
+  a.partial = partial;
   a.grad_out = strides_of(p.output);
   a.in = strides_of(p.input);
   a.geometry = geometry_of(p.window, p.input, p.output);
@@ -367,22 +380,16 @@ void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* works
   a.items_of_split = static_cast<unsigned>(plan.items_of_split);
 
   if constexpr (!std::is_same_v<T, double>) {
-    if (plan.by_rows) {
-      const auto launch =
-          p.window.stride[0] == 1 ? launch_rows_weight_gradient<T, 1> : launch_rows_weight_gradient<T, 2>;
-      launch(plan, p, a.partial, stream);
-      return add_splits(p, a.channels, plan.splits, static_cast<T*>(grad_weight), a.partial, stream);
-    }
     if (plan.vectors) {
       launch_vector_weight_gradient<T>(plan, a, stream);
-      return add_splits(p, a.channels, plan.splits, static_cast<T*>(grad_weight), a.partial, stream);
+      return add();
     }
   }
   if (plan.columns == 3)
-    launch_weight_gradient<T, 1, 3, 3, 1>(plan, a, stream);
+    launch_weight_gradient<T, 1, 3, 3>(plan, a, stream);
   else
-    launch_weight_gradient<T, 1, 1, 1, 1>(plan, a, stream);
-  add_splits(p, a.channels, plan.splits, static_cast<T*>(grad_weight), a.partial, stream);
+    launch_weight_gradient<T, 1, 1, 1>(plan, a, stream);
+  add();
 }
 
 }  // namespace

@@ -90,8 +90,6 @@ __device__ __forceinline__ void add_row(const Geometry& g, const T* line, int64_
   }
 }
 
-inline constexpr int kMostColumnRegisters = 56;
-
 // Adds to `sum` the outputs (y, x), (y, x + 1), ... of kRun; `image` points at the vector's first channel.
 // kColumns is the kernel's width and kStep the stride where both are known at compile time and columns are
 // not dilated: then each column is read once for all outputs.
@@ -107,16 +105,12 @@ __device__ __forceinline__ void depthwise_run(const Geometry& g, const T* image,
     const T* const line = image + row * s.h;
     Compute<T> weight[kLanes];
     if constexpr (kColumns > 0) {
-      constexpr int kPart = ((kRun - 1) * kStep + kColumns) * kLanes > kMostColumnRegisters ? kRun / 2 : kRun;
-      constexpr int kReads = (kPart - 1) * kStep + kColumns;
-#pragma unroll
-      for (int part = 0; part < kRun; part += kPart) {
-        const int first = (x + part) * kStep - g.padding[1];
-        if (first >= 0 && first + kReads <= g.width)
-          add_row<T, kLanes, kPart, kColumns, kStep, true>(g, line, step, weights, ky, first, sum + part);
-        else
-          add_row<T, kLanes, kPart, kColumns, kStep, false>(g, line, step, weights, ky, first, sum + part);
-      }
+      constexpr int kReads = (kRun - 1) * kStep + kColumns;
+      const int first = x * kStep - g.padding[1];
+      if (first >= 0 && first + kReads <= g.width)
+        add_row<T, kLanes, kRun, kColumns, kStep, true>(g, line, step, weights, ky, first, sum);
+      else
+        add_row<T, kLanes, kRun, kColumns, kStep, false>(g, line, step, weights, ky, first, sum);
     } else {
       for (int kx = 0; kx < columns; ++kx) {
         weights.read(ky * columns + kx, weight);
@@ -132,6 +126,13 @@ __device__ __forceinline__ void depthwise_run(const Geometry& g, const T* image,
       }
     }
   }
+}
+
+// The bias of a vector of channels, which may lie anywhere in a flat buffer of parameters.
+template <class T, int kLanes>
+__device__ __forceinline__ void load_bias(const T* bias, int channel, Compute<T> (&to)[kLanes]) {
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) to[i] = bias == nullptr ? 0 : widen(bias[channel + i]);
 }
 
 // Which run of which row an item is.
@@ -169,7 +170,7 @@ __device__ __forceinline__ auto weights_of_block(const T* weight, int channels, 
 }
 
 template <class T, int kLanes, int kRun, int kColumns, int kStep, bool kShared>
-__global__ void __launch_bounds__(256, kColumns > 3 ? 1 : 2) depthwise_kernel(const DepthwiseArguments<T> a) {
+__global__ void __launch_bounds__(256, 2) depthwise_kernel(const DepthwiseArguments<T> a) {
   const Geometry& g = a.geometry;
   const int block_channel = a.first_channel + static_cast<int>(blockIdx.y * blockDim.x) * kLanes;
   const auto weights = weights_of_block<T, kLanes, kShared>(a.weight, a.channels, block_channel, 1,
@@ -177,11 +178,8 @@ __global__ void __launch_bounds__(256, kColumns > 3 ? 1 : 2) depthwise_kernel(co
   const int channel = block_channel + static_cast<int>(threadIdx.x) * kLanes;
   if (channel >= a.channels) return;
 
-  Compute<T> bias[kLanes] = {};
-  if (a.bias != nullptr) {
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) bias[i] = widen(a.bias[channel + i]);
-  }
+  Compute<T> bias[kLanes];
+  load_bias(a.bias, channel, bias);
   const T* const input = a.input + channel / a.multiplier * a.in.c;
   for (int j = 0; j < kItemsOfDepthwise; ++j) {
     const unsigned item = (blockIdx.x * kItemsOfDepthwise + j) * blockDim.y + threadIdx.y;

@@ -73,7 +73,7 @@ struct WeightGradientArguments {
 
 // A block sums over the items of one split for blockDim.x vectors of channels. blockIdx.z is the kernel row
 // (kRows 1), or the tap (kColumns 1), or nothing where kRows rows are the whole kernel.
-template <class T, int kLanes, int kRun, int kRows, int kColumns, int kStep>
+template <class T, int kLanes, int kRun, int kRows, int kColumns>
 __global__ void __launch_bounds__(256) depthwise_weight_gradient_kernel(const WeightGradientArguments<T> a) {
   SEPCONV_SHARED(Compute<T>, shared);
   const Geometry& g = a.geometry;
@@ -100,12 +100,12 @@ __global__ void __launch_bounds__(256) depthwise_weight_gradient_kernel(const We
         const int row = run.y * g.stride[0] - g.padding[0] + (first_row + ky) * g.dilation[0];
         if (static_cast<unsigned>(row) >= static_cast<unsigned>(g.height)) continue;
         const T* const line = input + run.n * a.in.n + row * a.in.h;
-        constexpr int kReads = kColumns > 1 ? (kRun - 1) * kStep + kColumns : kRun;
+        constexpr int kReads = kRun + kColumns - 1;
         Compute<T> in[kReads][kLanes];
 #pragma unroll
         for (int r = 0; r < kReads; ++r) {
           const int column = kColumns > 1
-                                 ? run.x * kStep - g.padding[1] + r
+                                 ? run.x - g.padding[1] + r
                                  : (run.x + r) * g.stride[1] - g.padding[1] + first_column * g.dilation[1];
           if (static_cast<unsigned>(column) < static_cast<unsigned>(g.width)) {
             load<T, kLanes>(line + column * a.in.w, in[r]);
@@ -120,8 +120,7 @@ __global__ void __launch_bounds__(256) depthwise_weight_gradient_kernel(const We
 #pragma unroll
           for (int kx = 0; kx < kColumns; ++kx)
 #pragma unroll
-            for (int i = 0; i < kLanes; ++i)
-              sum[ky][kx][i] += grad[o][i] * in[kColumns > 1 ? o * kStep + kx : o][i];
+            for (int i = 0; i < kLanes; ++i) sum[ky][kx][i] += grad[o][i] * in[o + kx][i];
         }
       }
     }

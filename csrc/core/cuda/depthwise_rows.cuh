@@ -212,13 +212,6 @@ __device__ __forceinline__ void depthwise_rows(const Geometry& g, const T* image
   }
 }
 
-// The depthwise bias of a vector of channels, which may lie anywhere in a flat buffer of parameters.
-template <class T>
-__device__ __forceinline__ void load_bias(const T* bias, int channel, Compute<T> (&to)[kRowsLanes]) {
-#pragma unroll
-  for (int i = 0; i < kRowsLanes; ++i) to[i] = bias == nullptr ? 0 : widen(bias[channel + i]);
-}
-
 template <class T>
 struct DepthwiseRowsArguments {
   const T* input;

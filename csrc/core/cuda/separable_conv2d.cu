@@ -95,12 +95,13 @@ bool can_fuse(const SeparableConv2dParams& p, const Device& device) {
 
 }  // namespace
 
-bool fuses_separable_conv2d(const SeparableConv2dParams& p, const Device& device) {
+bool fuses_separable_conv2d(const SeparableConv2dParams& p) {
   const char* const path = std::getenv("SEPCONV_CUDA_PATH");
-  return path != nullptr && std::strcmp(path, "fused") == 0 && can_fuse(p, device);
+  return path != nullptr && std::strcmp(path, "fused") == 0 && can_fuse(p, current_device());
 }
 
-void separable_conv2d(const SeparableConv2dParams& p, const Device& device, Stream stream) {
+void separable_conv2d(const SeparableConv2dParams& p, Stream stream) {
+  const Device device = current_device();
   const bool wide = pixels_of(p, device) == 128;
   const auto run = [&](auto t) {
     using T = decltype(t);

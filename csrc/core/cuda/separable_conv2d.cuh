@@ -99,12 +99,8 @@ __device__ __forceinline__ void fill_run(const FusedArguments<T>& a, const TileP
   if (y >= a.geometry.out_height || x >= a.geometry.out_width) return;
   Compute<T> sum[kFusedRun][kRowsLanes] = {};
   if (channel < a.channels) {
-    if (a.depthwise_bias != nullptr) {
 #pragma unroll
-      for (int o = 0; o < kFusedRun; ++o)
-#pragma unroll
-        for (int i = 0; i < kRowsLanes; ++i) sum[o][i] = widen(a.depthwise_bias[channel + i]);
-    }
+    for (int o = 0; o < kFusedRun; ++o) load_bias(a.depthwise_bias, channel, sum[o]);
     const int taps = a.geometry.kernel[0] * a.geometry.kernel[1];
     const WeightsInTensor<T, kRowsLanes> weights{a.depthwise_weight + static_cast<int64_t>(channel) * taps,
                                                  taps, false};

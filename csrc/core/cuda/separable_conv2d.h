@@ -9,8 +9,8 @@ namespace sepconv::cuda {
 // multiplier, a panel that fits into shared memory), and the environment variable SEPCONV_CUDA_PATH is
 // "fused". It saves the memory of the depthwise result, but no layer that was measured on an H100 is faster
 // by it than by a kernel for each stage (docs/gpu.md). Reads shapes, strides and addresses.
-bool fuses_separable_conv2d(const SeparableConv2dParams& params, const Device& device);
+bool fuses_separable_conv2d(const SeparableConv2dParams& params);
 
-void separable_conv2d(const SeparableConv2dParams& params, const Device& device, Stream stream);
+void separable_conv2d(const SeparableConv2dParams& params, Stream stream);
 
 }  // namespace sepconv::cuda
