@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,10 @@ _LAUNCHER_VARIABLES = frozenset(("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 
 @contextmanager
 def joined_world(device: str) -> Iterator[World]:
-    """Joins the processes that a launcher started, by nccl for CUDA devices and gloo for others."""
+    """Joins the processes that a launcher started, by nccl for CUDA devices and gloo for others.
+
+    A model that trains in parallel has to be unreachable when the context ends.
+    """
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if not os.environ.keys() >= _LAUNCHER_VARIABLES:
         yield World(0, 1, chosen)
@@ -70,5 +74,8 @@ def joined_world(device: str) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    # DistributedDataParallel lies in a cycle of references. If it dropped the group last, it would hold the
+    # interpreter's lock while it waits for gloo's threads, which may need that lock to drop their tensors.
+    gc.collect()
     # Not after an error: leaving the group then could wait for processes that are stuck in it.
     dist.destroy_process_group()

@@ -247,6 +247,31 @@ def describe(run: Run) -> str:
     )
 
 
+def _train_in(
+    world: World,
+    config: TrainConfig,
+    on_epoch: Callable[[EpochRecord], object] | None,
+    images: ImageData | None,
+) -> list[EpochRecord]:
+    if config.download is not None:
+        if world.is_main:
+            data.download(config.download, config.data)
+        world.gather(None)  # the others wait
+    if images is None:
+        images = data.load(config.data, config.image_size, config.train_limit, config.test_limit)
+    run = Run(config, images, world)
+    if config.progress and world.is_main:
+        print(describe(run), file=sys.stderr)
+    memory = PeakMemory(world.device)
+    while run.state.epoch <= config.epochs:
+        memory.reset()
+        run.train_epoch()
+        record = run.finish_epoch(memory)
+        if on_epoch is not None and world.is_main:
+            on_epoch(record)
+    return run.state.records
+
+
 def train(
     config: TrainConfig,
     on_epoch: Callable[[EpochRecord], object] | None = None,
@@ -274,20 +299,4 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with joined_world(config.device) as world:
-        if config.download is not None:
-            if world.is_main:
-                data.download(config.download, config.data)
-            world.gather(None)  # the others wait
-        if images is None:
-            images = data.load(config.data, config.image_size, config.train_limit, config.test_limit)
-        run = Run(config, images, world)
-        if config.progress and world.is_main:
-            print(describe(run), file=sys.stderr)
-        memory = PeakMemory(world.device)
-        while run.state.epoch <= config.epochs:
-            memory.reset()
-            run.train_epoch()
-            record = run.finish_epoch(memory)
-            if on_epoch is not None and world.is_main:
-                on_epoch(record)
-        return run.state.records
+        return _train_in(world, config, on_epoch, images)

@@ -394,12 +394,30 @@ def test_checkpoint_of_another_number_of_processes_keeps_the_losses():
 # --- torchrun ----------------------------------------------------------------------------------------------
 
 
+# The command, in processes that fail if the parallel model outlives their group: it could then hang.
+TRAIN_AND_LEAVE = """
+import gc, sys
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from sepconv.models.train import main
+
+def leave(leave=distributed.destroy_process_group):
+    assert not any(type(thing) is DistributedDataParallel for thing in gc.get_objects())
+    leave()
+
+distributed.destroy_process_group = leave
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_torchrun_goes_on_with_a_run_of_one_process(tmp_path, one_thread):
     options = {"train_limit": 16, "threads": 1}
     train(config(output=tmp_path, epochs=1, **options))
     [row] = csv_rows(tmp_path)
+    script = tmp_path / "train_and_leave.py"
+    script.write_text(TRAIN_AND_LEAVE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "sepconv.models.train", *flags(tmp_path, epochs=2, **options), "--resume"]
+    command = [*torchrun, script, *flags(tmp_path, epochs=2, **options), "--resume"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2:") == 1, "the main process alone reports"
