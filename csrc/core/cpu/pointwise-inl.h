@@ -86,7 +86,11 @@ inline void finish_tile(const T* tile, int64_t rows, const TileOutput<T>& out, i
   }
 }
 
-inline constexpr int kDepthUnroll = 2;
+// Depth steps whose left factors one load a row brings, and those between two requests of `ahead`.
+template <bool kTransposed, class T>
+inline constexpr int kStepsAtOnce = kTransposed ? 1 : LeftFactors<T>::kCount;
+template <bool kTransposed, class T>
+inline constexpr int kDepthUnroll = Registers<T>::kDepthUnroll * kStepsAtOnce<kTransposed, T>;
 
 // What one register tile works on; `weights` has whole vectors of columns.
 template <class T>
@@ -122,27 +126,40 @@ void multiply_tile(const Tile<T>& tile) {
   const int64_t row_step = kTransposed ? 1 : tile.panel.row_step,
                 depth_step = kTransposed ? tile.panel.depth_step : 1, weights_ld = tile.weights_ld;
   const T *left = tile.panel.data, *weights = tile.weights;
-  const auto step = [&]() __attribute__((always_inline)) {
-    Vec<T> w[kVectors];
+  constexpr int kFactors = LeftFactors<T>::kCount, kSteps = kStepsAtOnce<kTransposed, T>,
+                kUnroll = kDepthUnroll<kTransposed, T>;
+  const auto advance = [&](int steps) __attribute__((always_inline)) {
+    const int adjacent = kTransposed ? kRows : steps;
+    LeftFactors<T> factors[kRows];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = load(weights + v * kLanes);
+    for (int step = 0; step < steps; ++step) {
+      Vec<T> w[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) w[v] = load(weights + v * kLanes);
 #pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) {
-      const Vec<T> x = broadcast(left[r * row_step]);
+      for (int r = 0; r < kRows; ++r) {
+        const int at = kTransposed ? r : step, row = kTransposed ? r / kFactors : r;
+        if (at % kFactors == 0)
+          factors[row] = load_factors(left + r * row_step, std::min(kFactors, adjacent - at));
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(x, w[v], sums[r][v]);
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(factors[row], at % kFactors, w[v], sums[r][v]);
+      }
+      weights += weights_ld;
+      // One pointer with constant offsets, so that vectors are loaded in pairs: else the compiler keeps as
+      // many offsets as steps, and loads early what then has to leave the registers.
+      if constexpr (kSteps > 1) asm("" : "+r"(weights));
     }
-    left += depth_step, weights += weights_ld;
+    left += steps * depth_step;
   };
   const char* ahead = tile.ahead;
   int64_t k = 0;
-  for (; k + kDepthUnroll <= tile.depth; k += kDepthUnroll) {
+  for (; k + kUnroll <= tile.depth; k += kUnroll) {
     __builtin_prefetch(ahead, 0, 2);
     ahead += tile.ahead_step;
-#pragma GCC unroll 2
-    for (int u = 0; u < kDepthUnroll; ++u) step();
+#pragma GCC unroll 4
+    for (int step = 0; step < kUnroll; step += kSteps) advance(kSteps);
   }
-  for (; k < tile.depth; ++k) step();
+  for (; k < tile.depth; ++k) advance(1);
 
   const bool clamped =
       out.stage.activation == Activation::kRelu || out.stage.activation == Activation::kRelu6;
@@ -213,7 +230,7 @@ inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int6
     const char* wanted = ahead.empty() ? reinterpret_cast<const char*>(weights) : ahead.at();
     kKernels.of[v][next - row - 1](
         {from, weights, weights_ld, depth, row, out, wanted, ahead.empty() ? 0 : Ahead::kLine});
-    ahead.advance(depth / kDepthUnroll);
+    ahead.advance(depth / kDepthUnroll<kTransposed, T>);
     row = next;
   }
 }

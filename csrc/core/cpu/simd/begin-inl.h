@@ -77,3 +77,6 @@ namespace {
 #else
 #include "core/cpu/simd/scalar.h"
 #endif
+#ifndef SEPCONV_SIMD_NEON
+#include "core/cpu/simd/broadcast_factors.h"
+#endif

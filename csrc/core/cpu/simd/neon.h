@@ -15,9 +15,10 @@ struct Vec<double> {
 
 template <class T>
 struct Registers {
-  static constexpr std::array<int, 4> kTileRows{14, 12, 8, 6};  // accumulators, weights and a broadcast in 32
-  static constexpr int kUnroll = 8;                             // depthwise outputs of one row at once
-  static constexpr int kBlockRows = 4, kBlockOutputs = 4;       // of several rows
+  static constexpr std::array<int, 3> kTileRows{14, 9, 7};  // accumulators, weights, a factor a row in 32
+  static constexpr int kDepthUnroll = 1;                    // of a pointwise tile's loop
+  static constexpr int kUnroll = 8;                         // depthwise outputs of one row at once
+  static constexpr int kBlockRows = 4, kBlockOutputs = 4;   // of several rows
 };
 
 template <class T>
@@ -53,7 +54,7 @@ inline Vec<float> load(const float* p, int n) {
     case 2:
       return {vcombine_f32(vld1_f32(p), vdup_n_f32(0))};
     case 3:
-      return {vcombine_f32(vld1_f32(p), vld1_lane_f32(p + 2, vdup_n_f32(0), 0))};
+      return {vld1q_lane_f32(p + 2, vcombine_f32(vld1_f32(p), vdup_n_f32(0)), 2)};
     default:
       return load(p);
   }
@@ -138,6 +139,33 @@ inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {vfmaq_f64(c.v, a.v, b.v)};
 }
+
+// A multiplication takes one factor of its own from any lane.
+template <class T>
+struct LeftFactors {
+  static constexpr int kCount = Vec<T>::kLanes;
+  Vec<T> v;
+};
+template <class T>
+[[gnu::always_inline]] inline LeftFactors<T> load_factors(const T* p, int n) {
+  return {n == 1 ? broadcast(*p) : load(p, n)};
+}
+inline Vec<float> fma(LeftFactors<float> a, int i, Vec<float> b, Vec<float> c) {
+  switch (i) {
+    case 0:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 0)};
+    case 1:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 1)};
+    case 2:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 2)};
+    default:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 3)};
+  }
+}
+inline Vec<double> fma(LeftFactors<double> a, int i, Vec<double> b, Vec<double> c) {
+  return {i == 0 ? vfmaq_laneq_f64(c.v, b.v, a.v.v, 0) : vfmaq_laneq_f64(c.v, b.v, a.v.v, 1)};
+}
+
 inline Vec<float> add(Vec<float> a, Vec<float> b) {
   return {vaddq_f32(a.v, b.v)};
 }

@@ -1,13 +1,16 @@
 // The vocabulary in plain C++: the specification of the others, and the fallback of any machine.
 //
 // A vocabulary defines Vec<float> and Vec<double> with kLanes, and for both:
-//   zero<T>()  broadcast(x)  load(p)  load(p, n)  store(p, v)  store(p, v, n)    n lanes; the others read as
-//   0, stay unwritten fma(a, b, c) = a * b + c   add  mul   max(a, b), min(a, b): b where either is NaN
+//   zero<T>()  broadcast(x)  load(p)  load(p, n)  store(p, v)  store(p, v, n)
+//     n lanes; the others read as 0, stay unwritten
+//   fma(a, b, c) = a * b + c   add   mul   max(a, b), min(a, b): b where either is NaN
 //   keep_above(g, x, low): g where x > low or x is NaN, else 0
-//   transpose(rows[kLanes])   deinterleave(a, b): of the values of a and b in order, even ones in a, odd in b
-//   stream_line(from, to)   64 bytes past the caches, `to` at a line; stream_fence() after the last of them
-// load and store also take BFloat16 and Float16 for Vec<float>: widened on load, rounded to nearest even on
-// store. Registers<T> names the register tiles the kernels use.
+//   transpose(rows[kLanes])   deinterleave(a, b): of a and b in order, even ones in a, odd in b
+//   LeftFactors<T>: kCount left factors of a matrix product   load_factors(p, n): the first n of them
+//     fma(factors, i, b, c) = factors[i] * b + c
+//   stream_line(from, to)   64 bytes past the caches, `to` at a line; stream_fence() after the last
+// load and store also take BFloat16 and Float16 for Vec<float>: widened on load, rounded to nearest
+// even on store. Registers<T> names the register tiles the kernels use.
 
 template <class T>
 struct Vec {
@@ -18,6 +21,7 @@ struct Vec {
 template <class T>
 struct Registers {
   static constexpr std::array<int, 2> kTileRows{4, 4};     // of a pointwise tile one and two vectors wide
+  static constexpr int kDepthUnroll = 2;                   // of a pointwise tile's loop
   static constexpr int kUnroll = 4;                        // depthwise outputs of one row at once
   static constexpr int kBlockRows = 2, kBlockOutputs = 2;  // of several rows
 };
