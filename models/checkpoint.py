@@ -86,8 +86,12 @@ def save(
     model: Mapping[str, torch.Tensor],
     optimizer: Mapping[str, Any],
     processes: Sequence[object],
+    average: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes the checkpoint, then the CSV. `identity` is what a resumed run has to share with this one."""
+    """Writes the checkpoint, then the CSV.
+
+    `identity` is what a resumed run has to share with this one; `average` are the averaged weights, if any.
+    """
     content = {
         "format": FORMAT,
         "identity": dict(identity),
@@ -96,6 +100,8 @@ def save(
         "optimizer": optimizer,
         "processes": list(processes),
     }
+    if average is not None:
+        content["average"] = dict(average)
     write_atomically(checkpoint_path(output), lambda file: torch.save(content, file))
     write_csv(output, state.records)
 

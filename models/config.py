@@ -10,6 +10,7 @@ import torch
 
 from .data import DOWNLOADS
 from .layers import LAYERS
+from .recipe import AUGMENTATIONS, SCHEDULES
 from .settings import SETTINGS
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16}
@@ -43,6 +44,10 @@ class TrainConfig:
     row_stride: int = 1
     channels_last: bool = True
     amp: str = "none"
+    augment: str = "none"
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     device: str = "auto"
     threads: int | None = None
     workers: int = min(4, os.cpu_count() or 1)
@@ -55,7 +60,10 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, choices in (("setting", SETTINGS), ("layers", LAYERS), ("amp", AMP_DTYPES)):
+        for name, choices in (
+            *(("setting", SETTINGS), ("layers", LAYERS), ("amp", AMP_DTYPES)),
+            *(("augment", AUGMENTATIONS), ("schedule", SCHEDULES)),
+        ):
             _check_choice(name, getattr(self, name), choices)
         if self.download is not None:
             _check_choice("download", self.download, DOWNLOADS)
@@ -70,6 +78,10 @@ class TrainConfig:
             raise ConfigError(f"workers must be at least 0, got {self.workers}")
         if not self.lr > 0:
             raise ConfigError(f"lr must be above 0, got {self.lr}")
+        for name in ("label_smoothing", "ema"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {value}")
         if self.row_stride != 1 and self.setting != "optimized-with-data":
             raise ConfigError(f"row_stride must be 1 with setting {self.setting!r}, got {self.row_stride}")
         if self.stem_stride not in (1, 2):

@@ -11,9 +11,11 @@ residuals carry a projection, and the fully connected sizes, are arguments becau
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
+from . import pretrained
 from .blocks import (
     Residual,
     XceptionNetwork,
@@ -98,10 +100,11 @@ def optimized_xception(
     in_channels: int = 3,
     row_average: bool = False,
     row_stride: int = 1,
-    stem_stride: int = 2,
+    stem_stride: int | None = None,
     shortcuts: str = "every",
     hidden: Sequence[int] = (128,),
     layers: str = "sepconv",
+    weights: str | None = None,
 ) -> OptimizedXception:
     """Builds the optimized Xception of arXiv 2411.07544, as reconstructed (7,433,450 parameters).
 
@@ -111,19 +114,23 @@ def optimized_xception(
         row_average: averages three rows of the image (above, current, below) inside the first convolution:
             the paper's "optimized with data".
         row_stride: with `row_average`, keeps every row (1) or every second, third, … averaged row.
-        stem_stride: 2 as in Xception (no padding in the stem), or 1 (padded) for small images.
+        stem_stride: 2 as in Xception (no padding in the stem), or 1 (padded) for small images. By default 2,
+            or what `weights` were trained with.
         shortcuts: where the middle flow has a projection (1x1 convolution and batch norm): ``'every'``, on
             every residual of the modules with two; ``'second'``, only on the second of the two, the first
             is an identity; ``'module'``, one around each of the six middle modules as a whole.
         hidden: sizes of the fully connected layers before the last.
         layers: ``'sepconv'`` or ``'stock'`` (pairs of ``nn.Conv2d``, ``avg_pool2d``). Parameters have the
             same names and, with the same seed, the same initial values (PyTorch's defaults) either way.
+        weights: ``'cifar10'`` loads trained weights (stem stride 1; images scaled by mean and deviation 0.5),
+            where the package has them; None leaves the initial ones.
 
     Returns:
         A module from (N, in_channels, H, W) to (N, num_classes).
 
     Raises:
-        ValueError: an argument outside what is listed here, by name.
+        ValueError: an argument outside what is listed here, or one that `weights` do not fit, by name.
+        FileNotFoundError: the package came without the weights asked for.
 
     >>> import torch
     >>> from sepconv.models import optimized_xception
@@ -133,6 +140,19 @@ def optimized_xception(
     >>> model.eval()(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
-    return OptimizedXception(
-        num_classes, in_channels, row_average, row_stride, stem_stride, shortcuts, hidden, layers
+    given = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "row_average": row_average,
+        "row_stride": row_stride,
+        "stem_stride": stem_stride,
+        "shortcuts": shortcuts,
+        "hidden": tuple(hidden),
+    }
+    if weights is None:
+        return OptimizedXception(
+            **given | {"stem_stride": 2 if stem_stride is None else stem_stride}, layers=layers
+        )
+    return pretrained.load(
+        weights, pretrained.OPTIMIZED_XCEPTION, given, partial(OptimizedXception, layers=layers)
     )

@@ -1,8 +1,8 @@
 """The training command: ``python -m sepconv.models.train --help``.
 
 Trains one of the three settings of arXiv 2411.07544 by Adam and cross-entropy, as the paper does, without
-augmentation. Learning rate, batch size and stem stride are not stated there: the defaults are ours. Under
-``torchrun -m`` the same command trains on all processes together.
+augmentation unless asked. Learning rate, batch size and stem stride are not stated there: the defaults are
+ours. Under ``torchrun -m`` the same command trains on all processes together.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .files import WeightsError
 from .images import DataError
 from .layers import LAYERS
 from .metrics import EpochRecord
+from .recipe import AUGMENTATIONS, SCHEDULES
 from .settings import SETTINGS
 from .training import train
 
@@ -57,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     add("row-stride", "of the row average in optimized-with-data (default %(default)s)", type=int)
     add("channels-last", "NHWC in memory (default) or NCHW", action=argparse.BooleanOptionalAction)
     add("amp", "automatic mixed precision (default %(default)s)", choices=tuple(AMP_DTYPES))
+    add("augment", "of training images (default %(default)s)", choices=AUGMENTATIONS)
+    add("schedule", "of the learning rate; one-cycle ends with --epochs", choices=SCHEDULES)
+    add("label-smoothing", "of the training loss (default %(default)s)", type=float)
+    add("ema", "validate an average of the weights that keeps this part at each step (0: none)", type=float)
     add("device", "cpu, cuda, cuda:1, ... (default: cuda where available)")
     add("threads", "of the CPU (default: as PyTorch chooses)", type=int)
     add("workers", "processes that decode a folder of images (default %(default)s)", type=int)

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from . import checkpoint, data
+from . import checkpoint, data, recipe
 from .config import AMP_DTYPES, ConfigError, TrainConfig
 from .distributed import World, joined_world
 from .files import WeightsError
@@ -24,6 +25,12 @@ from .settings import build_model
 
 # Losses are read from the device in groups: reading each would make a GPU wait for every step.
 LOSSES_A_READ = 16
+# What a run adds to plain Adam; a checkpoint that does not name these has none of them.
+_RECIPE = {
+    field.name: field.default
+    for field in fields(TrainConfig)
+    if field.name in ("augment", "schedule", "label_smoothing", "ema")
+}
 
 
 class Run:
@@ -46,6 +53,7 @@ class Run:
             row_stride=config.row_stride,
         ).to(self.device, memory_format=self._memory_format)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.average = recipe.averaged(self.model, config.ema) if config.ema else None
         self.state = checkpoint.RunState.start()
         self._begin_or_resume()
         self.parallel_model: nn.Module = self.model
@@ -80,8 +88,11 @@ class Run:
 
     def _identity(self) -> dict[str, object]:
         """What has to be the same for a resumed run to go on as if never stopped."""
-        names = ("setting", "stem_stride", "row_stride", "batch_size", "lr", "seed", "amp")
+        names = ("setting", "stem_stride", "row_stride", "batch_size", "lr", "seed", "amp", *_RECIPE)
+        # A schedule that ends with the run is another one in a longer run.
+        epochs = None if self.config.schedule == "constant" else self.config.epochs
         return {name: getattr(self.config, name) for name in names} | {
+            "epochs of the schedule": epochs,
             "image_size": self.image_size,
             "classes": len(self.images.classes),
             "channels": self.images.channels,
@@ -100,14 +111,16 @@ class Run:
         if not self.config.resume:
             raise ConfigError(f"output holds {path} of an earlier run: resume it, or choose another folder")
         state, content = checkpoint.load(self.output)
+        identity = _RECIPE | content["identity"]
         for name, value in self._identity().items():
-            if content["identity"].get(name) != value:
-                raise ConfigError(
-                    f"{name} must be {content['identity'].get(name)!r} to resume {path}, got {value!r}"
-                )
+            if identity.get(name) != value:
+                raise ConfigError(f"{name} must be {identity.get(name)!r} to resume {path}, got {value!r}")
         try:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
+            if self.average is not None:
+                self.average.module.load_state_dict(content["average"])
+                self.average.n_averaged.fill_(self._steps_done(state))
         except (KeyError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{path}: does not fit this run: {error}") from error
         self.state = state
@@ -128,6 +141,7 @@ class Run:
                 model=self.model.state_dict(),
                 optimizer=self.optimizer.state_dict(),
                 processes=processes,
+                average=None if self.average is None else self.average.module.state_dict(),
             )
 
     # --- an epoch ------------------------------------------------------------------------------------------
@@ -140,6 +154,23 @@ class Run:
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return images, labels.to(self.device)
+
+    def _steps_done(self, state: checkpoint.RunState) -> int:
+        return (state.epoch - 1) * self.steps + state.step
+
+    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
+        """This process's part of a batch, cropped and mirrored as its place in the whole batch says."""
+        if self.config.augment == "none":
+            return images
+        crops = recipe.draw_crops(self.config.batch_size, self.config.seed, self.state.epoch, self.state.step)
+        first = self.world.rank * len(images)
+        return recipe.crop_and_flip(images, crops[first : first + len(images)])
+
+    def _set_learning_rate(self) -> None:
+        if self.config.schedule == "one-cycle":
+            factor = recipe.one_cycle(self._steps_done(self.state), self.steps * self.config.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * factor
 
     def _autocast(self) -> torch.autocast:
         dtype = AMP_DTYPES[self.config.amp]
@@ -168,7 +199,7 @@ class Run:
     def train_epoch(self) -> None:
         """Trains to the end of the epoch under way; counts in `state`."""
         state, share = self.state, self.config.batch_size // self.world.size
-        every = self.config.checkpoint_steps
+        every, smoothing = self.config.checkpoint_steps, self.config.label_smoothing
         losses: list[torch.Tensor] = []
 
         def read_losses() -> None:
@@ -183,12 +214,15 @@ class Run:
         started = self._now()
         with progress_bar(label, self.steps, state.step, shown) as bar:
             for batch in batches(self.images.train, self._share(), share, self.config.workers):
-                images, labels = self.prepare(*batch)
+                images, labels = self.prepare(self._augmented(batch[0]), batch[1])
+                self._set_learning_rate()
                 self.optimizer.zero_grad(set_to_none=True)
                 with self._autocast():
-                    loss = F.cross_entropy(self.parallel_model(images), labels)
+                    loss = F.cross_entropy(self.parallel_model(images), labels, label_smoothing=smoothing)
                 loss.backward()
                 self.optimizer.step()
+                if self.average is not None:
+                    self.average.update_parameters(self.model)
                 losses.append(loss.detach() / self.world.size)
                 state.step += 1
                 if len(losses) == LOSSES_A_READ:
@@ -205,15 +239,17 @@ class Run:
 
     def validate(self) -> tuple[float, float, float]:
         """Accuracy, mean loss and seconds over the test images, each of which counts once."""
+        judged = self.model if self.average is None else self.average.module
         # Each process updated its own running statistics of batch norm; the saved ones are to be judged.
-        self.world.broadcast(list(self.model.buffers()))
+        networks = (self.model,) if judged is self.model else (self.model, judged)
+        self.world.broadcast([buffer for network in networks for buffer in network.buffers()])
         share = torch.arange(len(self.images.test)).tensor_split(self.world.size)[self.world.rank]
         size = self.config.batch_size
         started = self._now()
         shown = self.config.progress and self.world.is_main
         with progress_bar("validation", -(-len(share) // size), 0, shown) as bar, self._autocast():
             test = batches(self.images.test, share, size, self.config.workers)
-            accuracy, loss = validate(self.model, test, self.prepare, self.world, bar.update)
+            accuracy, loss = validate(judged, test, self.prepare, self.world, bar.update)
         return accuracy, loss, self._now() - started
 
     def finish_epoch(self, memory: PeakMemory) -> EpochRecord:
