@@ -3,6 +3,7 @@
 # make lint           ruff and clang-format; `make format` applies what they want
 # make bench          the benchmarks, with every contestant that can be installed
 # make bench-results  the records behind the README's tables, and the tables, on an idle machine
+# make paper          the comparison of the paper, resumable; hours on two cores
 # make nightly        what takes longer: many more examples, sanitizers, a build under isolation
 # make clean          removes builds; `make distclean` the environments too
 #
@@ -33,7 +34,7 @@ WHEEL_INPUTS := $(BUILD_INPUTS) MANIFEST.in $(shell find sepconv models -type f 
 # One thread a worker; tests that are about threads set their own number.
 PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help demo test suite test-wheel lint format bench bench-results nightly sanitize test-isolated clean distclean
+.PHONY: help demo test suite test-wheel lint format bench bench-results paper nightly sanitize test-isolated clean distclean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -63,6 +64,14 @@ bench: $(VENV)/bench.stamp
 
 bench-results: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/record.py
+
+# CIFAR-10 is fetched unless DATA names a place that has it. Stopped, the same command goes on.
+DATA ?= runs/cifar10
+OUT ?= runs/paper
+
+paper: $(VENV)/demo.stamp
+	test -e $(OUT)/timing.csv || $(BIN)/python benchmarks/paper.py --timing --out $(OUT)
+	$(BIN)/python benchmarks/paper.py --data $(DATA) $(if $(filter file,$(origin DATA)),--download) --out $(OUT)
 
 nightly: export SEPCONV_TEST_PROFILE := nightly
 nightly: lint sanitize test-isolated suite test-wheel

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mobilenets
@@ -13,7 +14,11 @@ from torch import nn
 
 from sepconv import models
 
-XCEPTIONS = {"xception": models.xception, "optimized_xception": models.optimized_xception}
+XCEPTIONS = {
+    "xception": models.xception,
+    "optimized_xception": models.optimized_xception,
+    "optimized_xception_with_data": partial(models.optimized_xception, row_average=True),
+}
 NAMES = (*XCEPTIONS, *mobilenets.NAMES)
 
 

@@ -43,7 +43,7 @@ def _contestants(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in COLORS if any(name in row["contestants"] for row in rows)]
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -65,7 +65,7 @@ def draw_layers(axes: Axes, run: dict[str, Any]) -> None:
     axes.set_xlabel("GFLOP/s (longer is better)")
     axes.set_title("Separable layers, forward" + (" and backward" if run["settings"]["backward"] else ""))
     axes.legend(frameon=False, fontsize="small")
-    _bare(axes)
+    bare(axes)
 
 
 def draw_epochs(axes: Axes, run: dict[str, Any], column: str, title: str, scale: float = 1) -> None:
@@ -79,7 +79,7 @@ def draw_epochs(axes: Axes, run: dict[str, Any], column: str, title: str, scale:
     axes.set_xticks([epoch["epoch"] for epoch in epochs], [f"epoch {epoch['epoch']:.0f}" for epoch in epochs])
     axes.margins(y=0.15)
     axes.set_title(title)
-    _bare(axes)
+    bare(axes)
 
 
 def _caption(figure: Figure, run: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ def phases(run: dict[str, Any]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("ms a training step")
     axes.set_title(run["name"])
-    _bare(axes)
+    bare(axes)
     _caption(figure, run)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     return figure

@@ -63,6 +63,17 @@ class Trainee:
         steps = [self.step() for _ in range(count)]
         return {phase: sum(step[phase] for step in steps) / count for phase in PHASES}
 
+    @torch.no_grad()
+    def validate(self, count: int) -> float:
+        """Mean seconds of a batch of validation, over so many."""
+        self.model.eval()
+        start = time.perf_counter()
+        for _ in range(count):
+            self.loss().item()
+        seconds = (time.perf_counter() - start) / count
+        self.model.train()
+        return seconds
+
     def profile(self, count: int) -> list[dict[str, Any]]:
         """What every operator takes in a step by itself, the longest first."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -162,6 +173,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print must not mix with the answers
     torch.set_num_threads(args.threads)
+    empty = resident_mib()
     trainee = Trainee(SETUPS[name], args)
     before = resident_mib()
     trainee.steps(2)  # builds the optimizer's state; compiles
@@ -172,14 +184,24 @@ def main() -> None:
         trainee.step()  # after another process's turn the caches are cold
         return trainee.steps(args.steps)
 
+    def validation_turn() -> float:
+        trainee.validate(1)
+        return trainee.validate(args.steps)
+
     def finish() -> dict[str, Any]:
-        memory = {"peak_mib": peak.mib() - before}
+        highest = peak.mib()
+        memory = {"peak_mib": highest - before, "whole_mib": highest - empty}
         memory["activation_mib"] = trainee.activation_bytes() / 2**20
         memory["block_mib"] = trainee.block_bytes() / 2**20
         trainee.check()
         return memory
 
-    commands = {"turn": turn, "finish": finish, "profile": lambda: trainee.profile(args.steps)}
+    commands = {
+        "turn": turn,
+        "validation_turn": validation_turn,
+        "finish": finish,
+        "profile": lambda: trainee.profile(args.steps),
+    }
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         print(json.dumps(commands[line.strip()]()), file=answers)

@@ -137,13 +137,14 @@ def title(args: argparse.Namespace) -> str:
     return f"{args.model}, {args.size}x{args.size}, batch {args.batch}{stem}"
 
 
-def take_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[dict[str, float]]]:
+def take_turns(workers: dict[str, Worker], rounds: int, command: str = "turn") -> dict[str, list[Any]]:
+    """What each worker answers to `command` in each round, in rotating order."""
     names = list(workers)
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    turns: dict[str, list[Any]] = {name: [] for name in names}
     for turn in tqdm(range(rounds), desc="rounds", disable=None, leave=False):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            turns[name].append(workers[name].ask("turn"))
+            turns[name].append(workers[name].ask(command))
     return turns
 
 

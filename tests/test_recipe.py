@@ -98,7 +98,7 @@ def test_the_training_loss_is_smoothed(tiny_network):
     model, images = copy.deepcopy(run.model), run.images.train
     expected = F.cross_entropy(model(images.images / 127.5 - 1), images.labels, label_smoothing=0.1)
     run.train_epoch()
-    assert run.state.loss_sum == pytest.approx(float(expected), rel=1e-5)
+    assert run.state.loss_sum == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_steps_follow_the_schedule_and_the_average_follows_the_steps(tiny_network):
