@@ -4,9 +4,9 @@
 // stride, padding, dilation and both directions, and no border needs code of its own.
 #pragma once
 #include <cstdint>
-#include <vector>
 
 #include "core/params.h"
+#include "core/scratch.h"
 
 namespace sepconv {
 
@@ -26,7 +26,7 @@ inline Axis axis_of(const Window& w, int axis, int64_t input, int64_t output) {
 enum class Direction { kForward, kBackward };
 
 // The taps that reach position `at`, in ascending order of source. Appends to `taps`, which it clears first.
-inline void taps_at(const Axis& a, Direction direction, int64_t at, std::vector<Tap>& taps) {
+inline void taps_at(const Axis& a, Direction direction, int64_t at, ScratchVector<Tap>& taps) {
   taps.clear();
   if (direction == Direction::kForward) {
     for (int64_t k = 0; k < a.kernel; ++k) {
@@ -45,18 +45,18 @@ inline void taps_at(const Axis& a, Direction direction, int64_t at, std::vector<
 // Positions begin, begin + step, ... (count of them); position number j reads tap.source + j * source_step.
 struct Segment {
   int64_t begin, step, count, source_step;
-  std::vector<Tap> taps;
+  ScratchVector<Tap> taps;
 };
 
-inline std::vector<Segment> segments_of(const Axis& a, Direction direction) {
+inline ScratchVector<Segment> segments_of(const Axis& a, Direction direction) {
   // Backward, positions of the same residue modulo the stride see the same taps: one lane of segments for
   // each residue.
   const bool forward = direction == Direction::kForward;
   const int64_t positions = forward ? a.output : a.input;
   const int64_t step = forward ? 1 : a.stride;
   const int64_t source_step = forward ? a.stride : 1;
-  std::vector<Segment> segments;
-  std::vector<Tap> taps;
+  ScratchVector<Segment> segments;
+  ScratchVector<Tap> taps;
   for (int64_t lane = 0; lane < step && lane < positions; ++lane) {
     Segment* open = nullptr;
     for (int64_t at = lane; at < positions; at += step) {

@@ -1,11 +1,12 @@
-// The core owns no threads: whoever calls it (torch, the edge runtime, a test) lends its own.
+// The core owns no threads: whoever calls it (torch, the C API, a test) lends its own.
 #pragma once
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <type_traits>
 #include <utility>
+
+#include "core/scratch.h"
 
 namespace sepconv {
 
@@ -113,9 +114,28 @@ class Tasks {
 // Runs body(begin, end) over disjoint ranges that cover [0, count), on any number of threads.
 using RangeBody = FunctionRef<void(int64_t begin, int64_t end)>;
 
+// What does that: a plain function, or one with a context of its own, which outlives the calls.
+class Runner {
+ public:
+  using Plain = void (*)(int64_t count, RangeBody body);
+  using WithContext = void (*)(void* context, int64_t count, RangeBody body);
+  template <class F>
+    requires std::is_convertible_v<F, Plain>
+  Runner(F plain) : plain_(plain) {}  // NOLINT: implicit on purpose
+  Runner(WithContext run, void* context) : run_(run), context_(context) {}
+  void operator()(int64_t count, RangeBody body) const {
+    plain_ != nullptr ? plain_(count, body) : run_(context_, count, body);
+  }
+
+ private:
+  Plain plain_ = nullptr;
+  WithContext run_ = nullptr;
+  void* context_ = nullptr;
+};
+
 struct Parallel {
   int threads = 1;  // how many may run at once; plans may use it, results never depend on it
-  void (*run)(int64_t count, RangeBody body) = [](int64_t count, RangeBody body) {
+  Runner run = [](int64_t count, RangeBody body) {
     if (count > 0) body(0, count);
   };
 
@@ -127,11 +147,14 @@ struct Parallel {
     if (count <= 0) return;
     const int workers = this->workers(count);
     const int64_t unit = (count - 1) / (kUnits * workers) + 1, units = (count - 1) / unit + 1;
-    const std::unique_ptr<SharedRange[]> shares(new SharedRange[static_cast<size_t>(workers)]);
-    for (int w = 0; w < workers; ++w) shares[w].open(units * w / workers, units * (w + 1) / workers);
+    ScratchVector<SharedRange> shares(static_cast<size_t>(workers));
+    // Where memory is only counted, one worker finds out what it needs, and gets no task.
+    const bool only_counts = lent_arena() != nullptr && lent_arena()->only_counts();
+    for (int w = 0; w < workers && !only_counts; ++w)
+      shares[static_cast<size_t>(w)].open(units * w / workers, units * (w + 1) / workers);
     run(workers, [&](int64_t begin, int64_t end) {
-      for (int64_t w = begin; w < end; ++w) {
-        Tasks tasks(shares.get(), workers, static_cast<int>(w), count, unit);
+      for (int64_t w = begin; w < (only_counts ? begin + 1 : end); ++w) {
+        Tasks tasks(shares.data(), workers, static_cast<int>(w), count, unit);
         body(tasks);
       }
     });

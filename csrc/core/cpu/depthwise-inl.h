@@ -246,7 +246,7 @@ inline void weighted_sum(const WeightedSum<S, D>& s) {
 struct DepthwisePlan {
   Direction direction;
   Axis vertical;
-  std::vector<Segment> segments;  // along the row
+  ScratchVector<Segment> segments;  // along the row
 
   // How many rows from `at` on read whole windows one source row apart, at most `limit`, at least 1.
   int64_t alike(int64_t at, int64_t limit) const {
@@ -274,6 +274,12 @@ template <class S>
 class DepthwiseRow {
  public:
   using T = Compute<S>;
+  explicit DepthwiseRow(const Window& window)
+      : vertical_(reserved<Tap>(window.kernel[0])),
+        sources_(reserved<const S*>(window.kernel[0] + Registers<T>::kBlockRows - 1)),
+        weights_(reserved<const T*>(window.kernel[0])),
+        taps_(reserved<TapOffsets>(window.kernel[1])) {}
+
   template <class Rows, class D>
   void run(const DepthwisePlan& plan, Rows& rows, const DepthwiseWeights<T>& weights, int64_t n, int64_t at,
            int64_t count, int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, D* output,
@@ -303,10 +309,10 @@ class DepthwiseRow {
   }
 
  private:
-  std::vector<Tap> vertical_;
-  std::vector<const S*> sources_;
-  std::vector<const T*> weights_;
-  std::vector<TapOffsets> taps_;
+  ScratchVector<Tap> vertical_;
+  ScratchVector<const S*> sources_;
+  ScratchVector<const T*> weights_;
+  ScratchVector<TapOffsets> taps_;
 };
 
 // gradients[r][t * gradient_step + c] += sum over count positions of
@@ -389,8 +395,9 @@ class DepthwiseGradient {
   // Of the positions that one window of taps connects: g and the source of tap (0, 0) of `vertical` and
   // `horizontal`, at position 0; taps are `tap_step` apart.
   template <class SourceRow>
-  void add(const std::vector<Tap>& vertical, const std::vector<Tap>& horizontal, const T* g, int64_t g_step,
-           int64_t count, int64_t source_step, int64_t tap_step, SourceRow&& source_row) const {
+  void add(const ScratchVector<Tap>& vertical, const ScratchVector<Tap>& horizontal, const T* g,
+           int64_t g_step, int64_t count, int64_t source_step, int64_t tap_step,
+           SourceRow&& source_row) const {
     for (size_t t0 = 0; t0 < horizontal.size(); t0 += kGradientTaps) {
       const size_t taps = std::min<size_t>(kGradientTaps, horizontal.size() - t0);
       const auto at_once = static_cast<size_t>(gradient_rows_at_once(static_cast<int>(taps)));

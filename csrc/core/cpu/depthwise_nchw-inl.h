@@ -134,12 +134,13 @@ class ChannelDepthwise {
     row_slot_ = task.add<T>(columns_.stride == 1 ? 0 : columns_.values);
     weights_slot_ =
         task.add<T>(std::is_same_v<S, T> && p.packed_weights == nullptr ? 0 : v.kernel[0] * v.kernel[1]);
+    taps_.reserve(static_cast<size_t>(v.kernel[1]));
     for (int64_t t = 0; t < v.kernel[1]; ++t) taps_.push_back(columns_.at(t * v.dilation[1]));
   }
   // Once the scratch has its size: the padding stays zero from here on.
   void prepare() {
     rows_ = task_.template get<T>(rows_slot_);
-    std::fill(rows_, rows_ + size_, T(0));
+    if (!task_.only_counts()) std::fill(rows_, rows_ + size_, T(0));
   }
 
   // Depthwise channels [c * m, (c + 1) * m) of pixels [first, first + count), m the depth multiplier, into
@@ -267,7 +268,7 @@ class ChannelDepthwise {
   Stage<T> prologue_, middle_;
   PaddedColumns columns_;
   Scratch& task_;
-  std::vector<int64_t> taps_;
+  ScratchVector<int64_t> taps_;
   int64_t size_ = 0;
   size_t rows_slot_ = 0, row_slot_ = 0, weights_slot_ = 0;
   T* rows_ = nullptr;

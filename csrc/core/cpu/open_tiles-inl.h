@@ -66,5 +66,5 @@ class OpenTiles {
   }
 
  private:
-  std::vector<OpenTile<T>> tiles_;
+  ScratchVector<OpenTile<T>> tiles_;
 };

@@ -148,7 +148,7 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
     const size_t panel_slot = task.add<T>(plan.pixel_chunk * ld);
     GradientColumns<S> gradient(gy, plan.pixel_chunk, task);
     RowSource<S> rows(depthwise.rows(), block, task);
-    DepthwiseRow<T> kernel;
+    DepthwiseRow<T> kernel(p.window);
     T* panel = task.get<T>(panel_slot);
     for (int64_t index; tasks.next(index);) {
       const int64_t split = index % plan.pixel_splits, c0 = index / plan.pixel_splits * plan.depth_block;

@@ -23,12 +23,13 @@ class DenseStage {
   int64_t depth() const { return taps_ * p_.input.c; }
   int64_t height() const { return height_; }  // of the averaged image
   const Axis& vertical() const { return vertical_; }
-  const std::vector<Segment>& segments() const { return segments_; }
+  const ScratchVector<Segment>& segments() const { return segments_; }
 
-  // The gathered inputs of pixels [first, first + count): panel[pixel][(kh, kw, c)].
-  void fill(RowSource<S>& rows, int64_t first, int64_t count, T* panel, int64_t ld) const {
+  // The gathered inputs of pixels [first, first + count): panel[pixel][(kh, kw, c)]. `vertical` is for the
+  // taps of a row.
+  void fill(RowSource<S>& rows, ScratchVector<Tap>& vertical, int64_t first, int64_t count, T* panel,
+            int64_t ld) const {
     const Image& out = p_.output;
-    std::vector<Tap> vertical;
     for (int64_t done = 0; done < count;) {
       const int64_t pixel = first + done, w = pixel % out.w, h = pixel / out.w % out.h,
                     n = pixel / out.w / out.h;
@@ -57,7 +58,7 @@ class DenseStage {
         for (int64_t t = 0; t < taps_; ++t) body((o * channels + c) * taps_ + t, o * ld + t * channels + c);
   }
 
-  void fill_row(RowSource<S>& rows, const std::vector<Tap>& vertical, int64_t n, int64_t begin, int64_t end,
+  void fill_row(RowSource<S>& rows, const ScratchVector<Tap>& vertical, int64_t n, int64_t begin, int64_t end,
                 T* panel, int64_t ld) const {
     const int64_t channels = p_.input.c, kernel_row = p_.window.kernel[1] * channels;
     const int64_t pixel = rows.pixel_stride();
@@ -88,7 +89,7 @@ class DenseStage {
   int64_t taps_, height_ = 0;
   StageVectors<S> prologue_;
   Axis vertical_{};
-  std::vector<Segment> segments_;
+  ScratchVector<Segment> segments_;
   Stage<T> stage_;
 };
 
@@ -117,9 +118,11 @@ void row_average_conv2d_planar(const RowAverageConv2dParams& p, const Parallel& 
   const size_t weights_slot = call.add<S>(y.c * depth);
   dense.prepare(call);
   S* weights = call.get<S>(weights_slot);
-  dense.to_panel_order(static_cast<const S*>(p.weight), weights, depth);
-  for (int64_t o = 0; bias && o < y.c; ++o)
-    weights[o * depth + taps] = static_cast<const S*>(p.epilogue.shift)[o];
+  if (!call.only_counts()) {
+    dense.to_panel_order(static_cast<const S*>(p.weight), weights, depth);
+    for (int64_t o = 0; bias && o < y.c; ++o)
+      weights[o * depth + taps] = static_cast<const S*>(p.epilogue.shift)[o];
+  }
 
   parallel.share(y.n * tiles, [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
@@ -127,7 +130,7 @@ void row_average_conv2d_planar(const RowAverageConv2dParams& p, const Parallel& 
     const size_t panel_slot = task.add<T>(depth * kLd);
     rows.prepare(task);
     T* panel = task.get<T>(panel_slot);
-    std::fill(panel, panel + depth * kLd, T(1));
+    if (!task.only_counts()) std::fill(panel, panel + depth * kLd, T(1));
     for (int64_t index; tasks.next(index);) {
       const int64_t n = index / tiles, first = index % tiles * kColumns,
                     count = std::min(kColumns, pixels - first);
@@ -155,12 +158,14 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
   const Stage<T> epilogue = epilogue_vectors.prepare(call);
   S* ordered = call.get<S>(ordered_slot);
   T* packed = call.get<T>(packed_slot);
-  dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
   // One column wide: there is no depthwise that would gain from strips.
   const ForwardPlan plan =
       plan_forward(pixels, 1, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
-  for (int64_t panel = 0; panel < plan.panels; ++panel)
-    pack_transposed(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
+  if (!call.only_counts()) {
+    dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
+    for (int64_t panel = 0; panel < plan.panels; ++panel)
+      pack_transposed(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
+  }
   weights.data = packed;
 
   parallel.share(plan.tasks(), [&](Tasks& tasks) {
@@ -169,6 +174,7 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
     const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
     std::optional<WindowRows<S>> window_rows;
     std::optional<RowSource<S>> rows;
+    auto vertical = reserved<Tap>(p.window.kernel[0]);
     if (interleaved)
       window_rows.emplace(p, RowOrder::kInterleaved, dense.height(), task);
     else
@@ -182,7 +188,7 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
       if (interleaved)
         window_rows->fill_by_pixel(first, count, panel, ld);
       else
-        dense.fill(*rows, first, count, panel, ld);
+        dense.fill(*rows, vertical, first, count, panel, ld);
       const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
       for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
         output.write({0, p.output.w, first, count}, j * kTileColumns<T>, epilogue,

@@ -26,19 +26,20 @@ void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& 
     const size_t panel_slot = task.add<T>(kChunk * ld);
     GradientColumns<S> gradient(gy, kChunk, task);
     RowSource<S> rows(dense.rows(), p.input.c, task);
+    auto vertical = reserved<Tap>(p.window.kernel[0]);
     rows.select(0, p.input.c);
     T* panel = task.get<T>(panel_slot);
     for (int64_t split; tasks.next(split);) {
       const int64_t p0 = pixels * split / splits, p1 = pixels * (split + 1) / splits;
       for (int64_t first = p0; first < p1; first += kChunk) {
         const int64_t count = std::min(kChunk, p1 - first);
-        dense.fill(rows, first, count, panel, ld);
+        dense.fill(rows, vertical, first, count, panel, ld);
         product.chunk(split, gradient, first, count, panel, ld, 0, depth, first != p0);
       }
     }
   });
   product.merge(parallel);
-  dense.from_panel_order(ordered, static_cast<S*>(b.grad_weight));
+  if (!call.only_counts()) dense.from_panel_order(ordered, static_cast<S*>(b.grad_weight));
 }
 
 template <class S>
@@ -52,7 +53,8 @@ class AveragedGradient {
         channels_(p.input.c),
         size_(dense.height() * p.input.w * p.input.c),
         slot_(task.add<T>(size_ + Vec<T>::kLanes)),
-        row_slot_(task.add<T>(p.input.w * p.input.c + Vec<T>::kLanes)) {}
+        row_slot_(task.add<T>(p.input.w * p.input.c + Vec<T>::kLanes)),
+        vertical_(reserved<Tap>(p.window.kernel[0])) {}
 
   void clear(Scratch& task) {
     data_ = task.get<T>(slot_);
@@ -105,7 +107,7 @@ class AveragedGradient {
   int64_t channels_, size_;
   size_t slot_, row_slot_;
   T *data_ = nullptr, *row_ = nullptr;
-  std::vector<Tap> vertical_;
+  ScratchVector<Tap> vertical_;
 };
 
 template <class S>
@@ -122,9 +124,11 @@ void dense_input_pass(const RowAverageConv2dBackwardParams& b, const Parallel& p
   dense.prepare(call);
   S* ordered = call.get<S>(ordered_slot);
   T* packed = call.get<T>(packed_slot);
-  dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
-  for (int64_t panel = 0; panel < weights.panels(); ++panel)
-    pack_rows(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
+  if (!call.only_counts()) {
+    dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
+    for (int64_t panel = 0; panel < weights.panels(); ++panel)
+      pack_rows(static_cast<const S*>(ordered), weights, panel, packed + weights.offset(panel));
+  }
   weights.data = packed;
 
   parallel.share(gy.n, [&](Tasks& tasks) {

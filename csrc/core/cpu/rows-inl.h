@@ -160,7 +160,7 @@ class RowSource {
   bool in_place_;
   int64_t ld_ = 0, first_ = 0, count_ = 0, start_ = 0;
   size_t ring_ = 0;
-  size_t single_ = 0;          // a row before its channels are repeated
-  size_t next_ = 0;            // the next row of an average
-  std::vector<int64_t> held_;  // which row each slot of the ring holds
+  size_t single_ = 0;            // a row before its channels are repeated
+  size_t next_ = 0;              // the next row of an average
+  ScratchVector<int64_t> held_;  // which row each slot of the ring holds
 };

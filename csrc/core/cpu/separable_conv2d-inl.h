@@ -60,7 +60,8 @@ class DepthwiseStage {
         middle_(p.middle, depth(), call) {}
 
   void prepare(Scratch& call) {
-    if (p_.packed_weights == nullptr) pack_depthwise(p_, layout_, call.get<T>(weights_));
+    if (p_.packed_weights == nullptr && !call.only_counts())
+      pack_depthwise(p_, layout_, call.get<T>(weights_));
     weights = {
         p_.packed_weights == nullptr ? call.get<T>(weights_) : static_cast<const T*>(p_.packed_weights),
         layout_.ld, p_.window.kernel[1]};
@@ -223,7 +224,7 @@ class WeightPanels {
   PackedWeights<T> weights_;  // data: null where they are packed here
   bool used_once_;
   size_t slot_ = 0;
-  std::vector<bool> packed_;
+  ScratchVector<bool> packed_;
 };
 
 template <class S>
@@ -259,7 +260,7 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
     RowSource<S> rows(depthwise.rows(), depth, task);
     OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
     WeightPanels<S> panels(p, weights.data, depth, plan.tasks() <= workers, task);
-    DepthwiseRow<T> kernel;
+    DepthwiseRow<T> kernel(p.window);
     rows.select(0, depth);
     T* panel = task.get<T>(panel_slot);
     const bool stream_weights = panels.bytes() > cache_sizes().l2 / 4;
@@ -318,7 +319,7 @@ void separable_conv2d_few_pixels(const SeparableConv2dParams& p, const ForwardPl
     const int64_t ld = panel_ld<T>(kChannelBlock);
     const size_t panel_slot = task.add<T>(kColumns * ld);
     RowSource<S> rows(depthwise.rows(), std::min(depth, kChannelBlock), task);
-    DepthwiseRow<T> kernel;
+    DepthwiseRow<T> kernel(p.window);
     T* panel = task.get<T>(panel_slot);
     for (int64_t block; tasks.next(block);) {
       const int64_t c0 = block * kChannelBlock, channels = std::min(kChannelBlock, depth - c0);
@@ -388,7 +389,7 @@ void depthwise_conv2d(const SeparableConv2dParams& p, const Parallel& parallel) 
     Scratch task(ScratchUse::kTask);
     RowSource<S> rows(depthwise.rows(), depthwise.depth(), task);
     const size_t buffer_slot = task.add<T>(direct ? 0 : kRows * out.w * ld);
-    DepthwiseRow<T> kernel;
+    DepthwiseRow<T> kernel(p.window);
     rows.select(0, depthwise.depth());
     T* buffer = task.get<T>(buffer_slot);
     for (int64_t group; tasks.next(group);) {

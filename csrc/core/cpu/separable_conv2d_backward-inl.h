@@ -277,7 +277,11 @@ class InputPass<S>::Task {
         slices_(p_, pass.depth_, pass.plan_.few_pixels ? block_ : 0, scratch_),
         rows_(pass.rows(), block_, scratch_),
         result_(pass.b_, pass.prologue_, block_,
-                pass.by_position() ? pass.tile_images() * p_.input.h : Registers<T>::kBlockRows, scratch_) {}
+                pass.by_position() ? pass.tile_images() * p_.input.h : Registers<T>::kBlockRows, scratch_),
+        read_backward_(p_.window),
+        vertical_(reserved<Tap>(p_.window.kernel[0])),
+        horizontal_(reserved<Tap>(p_.window.kernel[1])),
+        taps_(reserved<TapOffsets>(p_.window.kernel[0] * p_.window.kernel[1])) {}
 
   void run(Tasks& tasks) {
     const InputGradientPlan& plan = pass_.plan_;
@@ -428,8 +432,8 @@ class InputPass<S>::Task {
   RowSource<S> rows_;
   InputGradientRows<S> result_;
   DepthwiseRow<T> read_backward_;
-  std::vector<Tap> vertical_, horizontal_;
-  std::vector<TapOffsets> taps_;
+  ScratchVector<Tap> vertical_, horizontal_;
+  ScratchVector<TapOffsets> taps_;
   int64_t c0_ = 0, channels_ = 0, next_ = 0;
   T* sums_ = nullptr;
 };
@@ -440,7 +444,7 @@ void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel
   InputPass<S> pass(b, parallel.threads, call);
   pass.prepare(call, parallel);
   parallel.share(pass.tasks(), [&](Tasks& tasks) { pass.run(tasks); });
-  pass.merge();
+  if (!call.only_counts()) pass.merge();
 }
 
 // result[c] = sum of x over its pixels: the gradient of a bias.
@@ -467,6 +471,7 @@ void sum_pixels(const Image& x, S* result, const Parallel& parallel) {
       }
     }
   });
+  if (call.only_counts()) return;
   for (int64_t split = 1; split < splits; ++split)
     for (int64_t c = 0; c < ld; c += Vec<T>::kLanes)
       store(sums + c, add(load(sums + c), load(sums + split * ld + c)));

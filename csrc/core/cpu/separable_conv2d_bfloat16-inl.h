@@ -139,11 +139,11 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
                  weights_slot = task.add<BFloat16>(weights == nullptr ? panel_size : 0);
     RowsInPlace rows{p.input};
     RowSource<BFloat16> staged(in_place ? RowSource<BFloat16>::Shape{} : depthwise.rows(), depth, task);
-    DepthwiseRow<BFloat16> kernel;
-    DepthwiseRow<float> kernel_of_staged;
+    DepthwiseRow<BFloat16> kernel(p.window);
+    DepthwiseRow<float> kernel_of_staged(p.window);
     staged.select(0, depth);
     BFloat16* panel = task.get<BFloat16>(panel_slot);
-    for (int64_t r = 0; r < plan.pixel_tile; ++r)
+    for (int64_t r = 0; r < plan.pixel_tile && !task.only_counts(); ++r)
       std::fill(panel + r * ld + depth, panel + (r + 1) * ld, BFloat16{0});
     const DotRegisters registers;
     alignas(kScratchAlignment) float sums[kPairSums];

@@ -97,6 +97,7 @@ class StageVectors {
   const T* prepare(const void* from, size_t slot, Scratch& scratch, int64_t repeat) const {
     if (from == nullptr) return nullptr;
     T* to = scratch.get<T>(slot);
+    if (scratch.only_counts()) return to;
     std::fill(to + channels_, to + padded_, T(0));
     stage_.wide ? copy(static_cast<const T*>(from), to, repeat)
                 : copy(static_cast<const S*>(from), to, repeat);

@@ -42,6 +42,7 @@ class WindowRows {
   void prepare(Scratch& scratch) {
     rows_ = scratch.get<T>(rows_slot_);
     line_ = scratch.get<T>(line_slot_);
+    if (scratch.only_counts()) return;
     std::fill(rows_, rows_ + (window_rows_ + 1) * row_size_, T(0));
     std::fill(line_, line_ + line_size_, T(0));
   }
@@ -185,5 +186,5 @@ class WindowRows {
   int64_t height_, channels_, stride_, positions_, residue_ld_, line_size_, row_size_, window_rows_;
   size_t rows_slot_, line_slot_;
   T *rows_ = nullptr, *line_ = nullptr;  // the ring and a row of zeros; one channel of a row, in order
-  std::vector<int64_t> held_;            // which row each slot of the ring holds
+  ScratchVector<int64_t> held_;          // which row each slot of the ring holds
 };
