@@ -3,8 +3,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <new>
+#include <stdexcept>
 
 #include "core/params.h"
 #include "include/sepconv.h"
@@ -58,15 +58,16 @@ class Checks {
   sepconv_status status_ = SEPCONV_OK;
 };
 
-// Runs `body`, which does what `checks` are about, and turns what it may throw into a status.
+// Runs `body`, which does what `checks` are about, and turns what it may throw into a status. The core throws
+// std::runtime_error for what its caller, or the environment, got wrong.
 template <class Body>
 sepconv_status guarded(Checks& checks, Body&& body) {
   try {
     body();
   } catch (const std::bad_alloc&) {
     checks.require(false, SEPCONV_OUT_OF_MEMORY, "there is not enough memory");
-  } catch (const std::exception& error) {
-    checks.require(false, SEPCONV_INTERNAL_ERROR, "%s", error.what());
+  } catch (const std::runtime_error& error) {
+    checks.require(false, SEPCONV_INVALID_ARGUMENT, "%s", error.what());
   } catch (...) {
     checks.require(false, SEPCONV_INTERNAL_ERROR, "an unknown exception");
   }

@@ -14,6 +14,7 @@ inline constexpr bool kCountsAllocations = false;
 #endif
 
 inline thread_local bool watched = false;
+inline thread_local bool out_of_memory = false;  // lets all allocations of this thread fail
 inline std::atomic<int64_t> allocations{0};
 
 // Watches this thread, or looks away, for as long as it lives.
@@ -37,7 +38,7 @@ void* __libc_memalign(size_t alignment, size_t size);
 
 void* malloc(size_t size) {
   allocations += watched;
-  return __libc_malloc(size);
+  return out_of_memory ? nullptr : __libc_malloc(size);
 }
 void* calloc(size_t count, size_t size) {
   allocations += watched;
