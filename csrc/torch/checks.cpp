@@ -4,13 +4,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <limits>
+
+#include "core/shapes.h"
 
 namespace sepconv::binding {
 namespace {
-
-// Far above any real window, and low enough that sums with any tensor size stay below 2^63.
-constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 
 const char* name_of(torch::headeronly::DeviceType type) {
   using torch::headeronly::DeviceType;
@@ -109,8 +107,8 @@ Window Checks::window(std::array<int64_t, 2> kernel, const Ints& stride, const I
   const auto take = [&](const char* name, const Ints& values, int64_t least, int64_t (&into)[2]) {
     length(name, values, 2);
     for (int axis = 0; axis < 2; ++axis) {
-      require(values[axis] >= least && values[axis] <= kLargest, name, " must be between ", least, " and ",
-              kLargest, ", got ", Listed{values});
+      require(values[axis] >= least && values[axis] <= kLargestWindowValue, name, " must be between ", least,
+              " and ", kLargestWindowValue, ", got ", Listed{values});
       into[axis] = values[axis];
     }
   };
@@ -123,28 +121,19 @@ Window Checks::window(std::array<int64_t, 2> kernel, const Ints& stride, const I
 }
 
 std::array<int64_t, 2> Checks::output_size(int64_t height, int64_t width, const Window& window) const {
-  const std::array<int64_t, 2> input{height, width};
-  std::array<int64_t, 2> padded, reach, output;
-  bool fits = true;
-  for (int axis = 0; axis < 2; ++axis) {
-    // Expanded tensors can claim sizes near 2^63.
-    fits &= !__builtin_add_overflow(input[axis], 2 * window.padding[axis], &padded[axis]);
-    fits &= !__builtin_mul_overflow(window.dilation[axis], window.kernel[axis] - 1, &reach[axis]);
-    fits = fits && reach[axis] < padded[axis];
-    if (fits) output[axis] = sepconv::output_size(input[axis], window, axis);
-  }
-  require(fits, "the dilated kernel must not be larger than the padded input, got input ", Listed{input},
+  const int64_t input[2] = {height, width};
+  int64_t output[2] = {};
+  require(sepconv::output_size(input, window, output),
+          "the dilated kernel must not be larger than the padded input, got input ", Listed{input},
           ", kernel ", Listed{window.kernel}, ", padding ", Listed{window.padding}, ", dilation ",
           Listed{window.dilation});
-  return output;
+  return {output[0], output[1]};
 }
 
 void Checks::countable(const char* name, torch::headeronly::IntHeaderOnlyArrayRef sizes, DType dtype) const {
-  int64_t bytes = static_cast<int64_t>(bytes_of(dtype));
-  bool fits = true;
-  for (const int64_t size : sizes)
-    fits = !__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes) && fits;
-  require(fits, name, " of shape ", Listed{sizes}, " would need more than 2^63 bytes");
+  int64_t bytes = 0;
+  require(count_bytes(sizes, dtype, bytes), name, " of shape ", Listed{sizes},
+          " would need more than 2^63 bytes");
 }
 
 }  // namespace sepconv::binding

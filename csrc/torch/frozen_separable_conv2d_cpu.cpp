@@ -4,24 +4,13 @@
 #include <cstring>
 
 #include "core/isa.h"
+#include "core/packed_weights.h"
 #include "core/separable_conv2d.h"
 #include "torch/checks.h"
 #include "torch/tensors.h"
 
 namespace sepconv::binding {
 namespace {
-
-constexpr int64_t kAlignment = 64;  // of the core's packed bytes, hence of the tensor: they start this far in
-
-// What packed bytes say of themselves. They outlive a call, so a call may get those of another instruction
-// set, dtype or layer.
-struct Header {
-  char magic[8] = {'s', 'e', 'p', 'c', 'o', 'n', 'v', '1'};
-  int32_t isa = 0, dtype = 0;
-  int64_t middle_channels = 0, out_channels = 0, kernel[2] = {0, 0};
-  int64_t bytes = 0;  // of header and weights
-};
-static_assert(sizeof(Header) <= kAlignment);
 
 // What decides about the packed layout, and nothing else.
 SeparableConv2dParams layout_of(DType dtype, int64_t middle_channels, int64_t out_channels,
@@ -32,23 +21,6 @@ SeparableConv2dParams layout_of(DType dtype, int64_t middle_channels, int64_t ou
   params.output.c = out_channels;
   std::copy(kernel.begin(), kernel.end(), params.window.kernel);
   return params;
-}
-
-// A multiple of the alignment, so that packed tensors may be stacked.
-int64_t packed_bytes(const SeparableConv2dParams& layout) {
-  const int64_t bytes = packed_bytes_of_separable_conv2d(layout);
-  return kAlignment + (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-Header header_of(const SeparableConv2dParams& layout) {
-  Header header;
-  header.isa = static_cast<int32_t>(current_isa());
-  header.dtype = static_cast<int32_t>(layout.dtype);
-  header.middle_channels = layout.input.c;
-  header.out_channels = layout.output.c;
-  std::copy(std::begin(layout.window.kernel), std::end(layout.window.kernel), header.kernel);
-  header.bytes = packed_bytes(layout);
-  return header;
 }
 
 Tensor pack(const Tensor& depthwise_weight, const Tensor& pointwise_weight) {
@@ -69,12 +41,9 @@ Tensor pack(const Tensor& depthwise_weight, const Tensor& pointwise_weight) {
   SeparableConv2dParams layout = layout_of(dtype, depthwise[0], out_channels, {depthwise[2], depthwise[3]});
   layout.depthwise_weight = dense_depthwise.const_data_ptr();
   layout.pointwise_weight = dense_pointwise.const_data_ptr();
-  const Header header = header_of(layout);
+  const PackedHeader header = packed_header_of(layout);
   const Tensor packed = empty_bytes(checks, "packed", header.bytes, depthwise_weight);
-  char* to = static_cast<char*>(packed.mutable_data_ptr());
-  std::memset(to, 0, static_cast<size_t>(header.bytes));  // what nothing fills is the same in every copy
-  std::memcpy(to, &header, sizeof(header));
-  pack_separable_conv2d(layout, to + kAlignment);
+  write_packed(layout, header, packed.mutable_data_ptr());
   return packed;
 }
 
@@ -89,39 +58,40 @@ int64_t packed_bytes_of(int64_t middle_channels, int64_t out_channels, Ints kern
   const DType type = checks.dtype(dtype, "dtype");
   checks.countable("depthwise_weight", {middle_channels, int64_t{1}, kernel_size[0], kernel_size[1]}, type);
   checks.countable("pointwise_weight", {out_channels, middle_channels}, type);
-  return packed_bytes(layout_of(type, middle_channels, out_channels, {kernel_size[0], kernel_size[1]}));
+  return packed_header_of(layout_of(type, middle_channels, out_channels, {kernel_size[0], kernel_size[1]}))
+      .bytes;
 }
 
 // The weights in `packed`, which has to be what pack() makes for `layout` now.
 const void* packed_weights(const Checks& checks, const Tensor& packed, const Tensor& input,
                            const SeparableConv2dParams& layout) {
   checks.on_device_of(packed, "packed", input);
-  Header header;
+  PackedHeader header;
   const void* data = packed.const_data_ptr();
   const bool bytes = packed.scalar_type() == torch::headeronly::ScalarType::Byte && packed.dim() == 1 &&
-                     packed.is_contiguous() && packed.numel() >= kAlignment;
+                     packed.is_contiguous() && packed.numel() >= kPackedHeaderBytes;
   if (bytes) std::memcpy(&header, data, sizeof(header));
-  checks.require(bytes && std::equal(std::begin(header.magic), std::end(header.magic), Header().magic),
+  checks.require(bytes && header.is_magic(),
                  "packed must be a tensor that pack_separable_conv2d made, got another one of shape ",
                  Listed{packed.sizes()});
-  const Header expected = header_of(layout);
+  const PackedHeader expected = packed_header_of(layout);
   checks.require(header.isa == expected.isa, "packed must be for the instruction set in use, ",
                  name_of(static_cast<Isa>(expected.isa)), ", got ", name_of(static_cast<Isa>(header.isa)),
                  ": pack the weights again");
   checks.require(header.dtype == expected.dtype, "packed must hold weights of the dtype of input, ",
                  name_of(static_cast<DType>(expected.dtype)), ", got ",
                  name_of(static_cast<DType>(header.dtype)));
-  const auto weights = [](const Header& h) {
+  const auto weights = [](const PackedHeader& h) {
     return Sizes{h.middle_channels, h.out_channels, h.kernel[0], h.kernel[1]};
   };
-  checks.require(weights(header) == weights(expected),
+  checks.require(header.same_weights(expected),
                  "packed must hold weights for (C_in * multiplier, C_out, kh, kw) = ",
                  Listed{weights(expected)}, ", got ", Listed{weights(header)});
   checks.require(header.bytes == expected.bytes && packed.numel() == expected.bytes, "packed must have ",
                  expected.bytes, " bytes, got ", packed.numel());
-  checks.require(reinterpret_cast<uintptr_t>(data) % kAlignment == 0, "packed must be aligned to ",
-                 kAlignment, " bytes, as pack_separable_conv2d makes it");
-  return static_cast<const char*>(data) + kAlignment;
+  checks.require(reinterpret_cast<uintptr_t>(data) % kScratchAlignment == 0, "packed must be aligned to ",
+                 kScratchAlignment, " bytes, as pack_separable_conv2d makes it");
+  return packed_values(data);
 }
 
 Activation activation_of(const Checks& checks, const char* name, int64_t value) {
