@@ -1,17 +1,27 @@
-"""The core without torch: CMake builds it; its tests in tests/cpp pass, here and on emulated Arm cores."""
+"""The core without torch: CMake builds and installs it, its tests pass, here and on emulated Arm cores."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import sepconv
+
 ROOT = Path(__file__).resolve().parents[1]
 WERROR = "ON" if os.environ.get("SEPCONV_WERROR") == "1" else "OFF"
 # The oldest of 64-bit Arm cores, with nothing but the base instructions; one of 2018; all that qemu knows.
 ARM_CORES = ("cortex-a53", "cortex-a76", "max")
-EMULATED_CASES = {"test_core_sweep": 200, "test_batch_norm": 30, "test_axis": None, "test_parallel": None}
+EMULATED_CASES = {
+    "test_core_sweep": 200,
+    "test_c_api_sweep": 60,
+    "test_batch_norm": 30,
+    "test_axis": None,
+    "test_c_api": None,
+    "test_parallel": None,
+}
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "CMakeLists.txt").is_file(), reason="runs in a checkout: the core's sources are not here"
@@ -29,11 +39,51 @@ def require_cmake() -> None:
         assert shutil.which(tool), f"{tool} is not on the PATH; pip install 'sepconv[test]' brings it"
 
 
-def test_cmake_builds_the_core_and_its_tests_pass(tmp_path: Path) -> None:
+def build_documented_program(folder: Path, prefix: Path, *options: str) -> str:
+    """What the program of docs/c_api.md says, built against the library in `prefix`."""
+    page = (ROOT / "docs" / "c_api.md").read_text()
+    for language, name in (("c", "main.c"), ("cmake", "CMakeLists.txt")):
+        blocks = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        assert len(blocks) == 1, f"docs/c_api.md has {len(blocks)} blocks of {language}"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(blocks[0])
+    flags = "-std=c99 -pedantic -Wall -Wextra -Werror"
+    run(
+        *("cmake", "-G", "Ninja", "-S", folder, "-B", folder / "build", f"-DCMAKE_PREFIX_PATH={prefix}"),
+        *(f"-DCMAKE_C_FLAGS={flags}", *options),
+    )
+    run("cmake", "--build", folder / "build")
+    return run(folder / "build" / "program")
+
+
+def check_installed(prefix: Path, folder: Path) -> None:
+    shared = next(prefix.rglob("libsepconv.so"))
+    symbols = run("nm", "--dynamic", "--defined-only", "--format=posix", shared).split("\n")
+    names = [line.split()[0] for line in symbols if line]
+    assert "sepconv_run_separable_conv2d" in names
+    assert [name for name in names if not name.startswith("sepconv_")] == []
+    version = ".".join(sepconv.__version__.split(".")[:2])
+    assert f"[libsepconv.so.{version}]" in run("readelf", "--dynamic", shared)
+
+    said = build_documented_program(folder / "shared", prefix)
+    # Each output is the mean of the inputs under the window, of which zero padding leaves 4 of 9 at a corner.
+    assert re.fullmatch(
+        rf"sepconv {sepconv.__version__} on \w+: 32 x 32 pixels, corner 0\.4444, middle 1\.0000\n", said
+    ), said
+    assert build_documented_program(folder / "static", prefix, "-Dsepconv_USE_STATIC_LIBS=ON") == said
+    needed = run("readelf", "--dynamic", folder / "static" / "build" / "program")
+    assert "libsepconv" not in needed, needed
+
+
+def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -> None:
+    """One test, for one build: compiling takes minutes, and workers share nothing."""
     require_cmake()
-    run("cmake", "--preset", "native", "-B", tmp_path, f"-DSEPCONV_WERROR={WERROR}")
-    run("cmake", "--build", tmp_path)
-    run("ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error")
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    run("cmake", "--preset", "native", "-B", build, f"-DSEPCONV_WERROR={WERROR}", "-DSEPCONV_BENCHMARKS=ON")
+    run("cmake", "--build", build)
+    run("ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")
+    run("cmake", "--install", build, "--prefix", prefix)
+    check_installed(prefix, tmp_path)
 
 
 def test_neon_kernels_agree_with_the_reference_on_emulated_cores(tmp_path: Path) -> None:
@@ -47,4 +97,4 @@ def test_neon_kernels_agree_with_the_reference_on_emulated_cores(tmp_path: Path)
         for test, cases in EMULATED_CASES.items():
             arguments = [] if cases is None else [str(cases)]
             said = run(emulator, "-cpu", core, "-L", "/usr/aarch64-linux-gnu", tmp_path / test, *arguments)
-            assert test != "test_core_sweep" or "neon" in said, said
+            assert not test.endswith("_sweep") or "neon" in said, said
