@@ -52,10 +52,9 @@ bool Checks::window(const sepconv_window& window) {
 }
 
 bool Checks::stage(const char* name, const sepconv_stage& stage) {
-  const int64_t activation = stage.activation;
+  const int activation = number(stage.activation);
   return require(activation >= 0 && activation <= SEPCONV_HARD_SWISH, SEPCONV_INVALID_ARGUMENT,
-                 "%s.activation must be between 0 and %d, got %lld", name, SEPCONV_HARD_SWISH,
-                 static_cast<long long>(activation)) &&
+                 "%s.activation must be between 0 and %d, got %d", name, SEPCONV_HARD_SWISH, activation) &&
          require(((stage.has_scale | stage.has_shift | stage.wide) & ~1) == 0, SEPCONV_INVALID_ARGUMENT,
                  "%s.has_scale, has_shift and wide must be 0 or 1, got %d, %d and %d", name, stage.has_scale,
                  stage.has_shift, stage.wide);

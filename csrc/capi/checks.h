@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -10,6 +11,15 @@
 #include "include/sepconv.h"
 
 namespace sepconv::capi {
+
+// Of an enumerator that a C program may have set to anything: reading it as one is undefined in C++.
+template <class Enumerator>
+int number(const Enumerator& from) {
+  static_assert(sizeof(from) == sizeof(int));
+  int value;
+  std::memcpy(&value, &from, sizeof(value));
+  return value;
+}
 
 class Checks {
  public:
@@ -34,8 +44,8 @@ class Checks {
   bool at_least(const char* name, int64_t value, int64_t least);
   bool flag(const char* name, int value) { return between(name, value, 0, 1); }
 
-  bool dtype(sepconv_dtype value) { return between("dtype", value, 0, SEPCONV_FLOAT16); }
-  bool layout(sepconv_layout value) { return between("layout", value, 0, SEPCONV_NCHW); }
+  bool dtype(const sepconv_dtype& value) { return between("dtype", number(value), 0, SEPCONV_FLOAT16); }
+  bool layout(const sepconv_layout& value) { return between("layout", number(value), 0, SEPCONV_NCHW); }
   bool window(const sepconv_window& window);
   bool stage(const char* name, const sepconv_stage& stage);
 

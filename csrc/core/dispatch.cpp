@@ -72,6 +72,14 @@ void require_plain(const char* op, bool holds) {
           "the backward takes biases and a prologue only, no other scales, activations or residuals");
 }
 
+// The entry of a dtype, if this build has it.
+template <class Function>
+Function kernel_of(const char* op, const Function (&kernels)[kDTypes], DType dtype) {
+  const Function kernel = kernels[index(dtype)];
+  require(op, kernel != nullptr, "this build of the library leaves out the dtype or the backward");
+  return kernel;
+}
+
 // Whether what follows from a missing weight holds.
 void require_consistent(const char* op, const SeparableConv2dParams& p) {
   const Window& v = p.window;
@@ -92,10 +100,12 @@ const Kernels& current_kernels() {
       return kernels_avx2();
     case Isa::kAvx512:
       return kernels_avx512();
+#ifndef SEPCONV_WITHOUT_BFLOAT16
     case Isa::kAvx512Bf16:
       return kernels_avx512_bf16();
     case Isa::kAmx:
       return kernels_amx();
+#endif
 #endif
 #if defined(__aarch64__)
     case Isa::kNeon:
@@ -106,18 +116,38 @@ const Kernels& current_kernels() {
   }
 }
 
+const BatchNormKernels& current_batch_norm_kernels() {
+  switch (current_isa()) {
+#if defined(__x86_64__)
+    case Isa::kAvx2:
+      return batch_norm_kernels_avx2();
+    case Isa::kAvx512:
+    case Isa::kAvx512Bf16:
+    case Isa::kAmx:
+      return batch_norm_kernels_avx512();
+#endif
+#if defined(__aarch64__)
+    case Isa::kNeon:
+      return batch_norm_kernels_neon();
+#endif
+    default:
+      return batch_norm_kernels_scalar();
+  }
+}
+
 void separable_conv2d(const SeparableConv2dParams& params, const Parallel& parallel) {
   require_consistent("separable_conv2d", params);
   if (empty(params.output)) return;
-  current_kernels().separable_conv2d[index(params.dtype)](canonical(params), parallel);
+  kernel_of("separable_conv2d", current_kernels().separable_conv2d, params.dtype)(canonical(params),
+                                                                                  parallel);
 }
 
 int64_t packed_bytes_of_separable_conv2d(const SeparableConv2dParams& params) {
-  return current_kernels().packed_bytes[index(params.dtype)](params);
+  return kernel_of("pack_separable_conv2d", current_kernels().packed_bytes, params.dtype)(params);
 }
 
 void pack_separable_conv2d(const SeparableConv2dParams& params, void* packed) {
-  current_kernels().pack[index(params.dtype)](params, packed);
+  kernel_of("pack_separable_conv2d", current_kernels().pack, params.dtype)(params, packed);
 }
 
 void separable_conv2d_backward(const SeparableConv2dBackwardParams& params, const Parallel& parallel) {
@@ -146,22 +176,24 @@ void separable_conv2d_backward(const SeparableConv2dBackwardParams& params, cons
   }
   SeparableConv2dBackwardParams p = params;
   p.forward = canonical(p.forward), p.grad_input = canonical(p.grad_input);
-  current_kernels().separable_conv2d_backward[index(forward.dtype)](p, parallel);
+  kernel_of(op, current_kernels().separable_conv2d_backward, forward.dtype)(p, parallel);
 }
 
 void row_average(const RowAverageParams& params, const Parallel& parallel) {
   if (empty(params.output)) return;
-  current_kernels().row_average[index(params.dtype)](canonical(params), parallel);
+  kernel_of("row_average", current_kernels().row_average, params.dtype)(canonical(params), parallel);
 }
 
 void row_average_backward(const RowAverageParams& params, const Parallel& parallel) {
   if (empty(params.output)) return;
-  current_kernels().row_average_backward[index(params.dtype)](canonical(params), parallel);
+  kernel_of("row_average_backward", current_kernels().row_average_backward, params.dtype)(canonical(params),
+                                                                                          parallel);
 }
 
 void row_average_conv2d(const RowAverageConv2dParams& params, const Parallel& parallel) {
   if (empty(params.output)) return;
-  current_kernels().row_average_conv2d[index(params.dtype)](canonical(params), parallel);
+  kernel_of("row_average_conv2d", current_kernels().row_average_conv2d, params.dtype)(canonical(params),
+                                                                                      parallel);
 }
 
 void row_average_conv2d_backward(const RowAverageConv2dBackwardParams& params, const Parallel& parallel) {
@@ -177,7 +209,8 @@ void row_average_conv2d_backward(const RowAverageConv2dBackwardParams& params, c
   }
   RowAverageConv2dBackwardParams p = params;
   p.forward = canonical(p.forward), p.grad_input = canonical(p.grad_input);
-  current_kernels().row_average_conv2d_backward[index(forward.dtype)](p, parallel);
+  kernel_of("row_average_conv2d_backward", current_kernels().row_average_conv2d_backward, forward.dtype)(
+      p, parallel);
 }
 
 void batch_norm_statistics(const BatchNormStatisticsParams& params, const Parallel& parallel) {
@@ -188,14 +221,14 @@ void batch_norm_statistics(const BatchNormStatisticsParams& params, const Parall
   }
   BatchNormStatisticsParams p = params;
   p.input = canonical(p.input);
-  current_kernels().batch_norm_statistics[index(p.dtype)](p, parallel);
+  kernel_of("batch_norm_statistics", current_batch_norm_kernels().statistics, p.dtype)(p, parallel);
 }
 
 void batch_norm(const BatchNormParams& params, const Parallel& parallel) {
   if (empty(params.output)) return;
   BatchNormParams p = params;
   p.input = canonical(p.input), p.residual = canonical(p.residual), p.output = canonical(p.output);
-  current_kernels().batch_norm[index(p.dtype)](p, parallel);
+  kernel_of("batch_norm", current_batch_norm_kernels().forward, p.dtype)(p, parallel);
 }
 
 void batch_norm_backward(const BatchNormBackwardParams& params, const Parallel& parallel) {
@@ -210,7 +243,7 @@ void batch_norm_backward(const BatchNormBackwardParams& params, const Parallel& 
   BatchNormBackwardParams p = params;
   p.input = canonical(p.input), p.grad_output = canonical(p.grad_output),
   p.grad_input = canonical(p.grad_input);
-  current_kernels().batch_norm_backward[index(p.dtype)](p, parallel);
+  kernel_of("batch_norm_backward", current_batch_norm_kernels().backward, p.dtype)(p, parallel);
 }
 
 std::string describe_separable_conv2d(const SeparableConv2dParams& params, int threads) {

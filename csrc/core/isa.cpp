@@ -18,6 +18,13 @@ namespace {
 constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx, Isa::kNeon};
 
 #if defined(__x86_64__)
+// Two levels differ from AVX-512 in their bfloat16 kernels alone.
+#ifdef SEPCONV_WITHOUT_BFLOAT16
+constexpr bool kHasBFloat16 = false;
+#else
+constexpr bool kHasBFloat16 = true;
+#endif
+
 struct CpuId {
   unsigned a = 0, b = 0, c = 0, d = 0;
   CpuId(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
@@ -48,7 +55,7 @@ bool supported(Isa isa) {
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
     case Isa::kAvx512Bf16:
-      return supported(Isa::kAvx512) && (CpuId(7, 1).a >> 5 & 1) != 0;
+      return kHasBFloat16 && supported(Isa::kAvx512) && (CpuId(7, 1).a >> 5 & 1) != 0;
     case Isa::kAmx: {
       constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
       return supported(Isa::kAvx512Bf16) && (~CpuId(7, 0).d & (kAmxBf16 | kAmxTile)) == 0 && may_use_tiles();

@@ -152,15 +152,19 @@ struct Wrong {
   sepconv_status status;
   const char* message;
 };
+// As a C program may set an enumerator.
+template <class Enumerator>
+void set(Enumerator& to, int value) {
+  std::memcpy(&to, &value, sizeof(value));
+}
+
 constexpr sepconv_status kInvalid = SEPCONV_INVALID_ARGUMENT;
 constexpr int64_t kHuge = int64_t{1} << 40;
 
 void wrong_separable_descriptions() {
   const std::vector<Wrong<Separable>> both = {
-      {[](auto& c) { c.layer.dtype = static_cast<sepconv_dtype>(4); }, kInvalid,
-       "dtype must be between 0 and 3, got 4"},
-      {[](auto& c) { c.layer.layout = static_cast<sepconv_layout>(2); }, kInvalid,
-       "layout must be between 0 and 1, got 2"},
+      {[](auto& c) { set(c.layer.dtype, 4); }, kInvalid, "dtype must be between 0 and 3, got 4"},
+      {[](auto& c) { set(c.layer.layout, 2); }, kInvalid, "layout must be between 0 and 1, got 2"},
       {[](auto& c) { c.layer.batch = -1; }, kInvalid, "batch must be at least 0, got -1"},
       {[](auto& c) { c.layer.in_channels = 0; }, kInvalid, "in_channels must be at least 1, got 0"},
       {[](auto& c) { c.layer.height = -5; }, kInvalid, "height must be at least 1, got -5"},
@@ -176,7 +180,7 @@ void wrong_separable_descriptions() {
       {[](auto& c) { c.layer.window.kernel[0] = 16; }, kInvalid,
        "the dilated kernel must not be larger than the padded input, got input (13, 17), kernel (16, 3)"},
       {[](auto& c) { c.layer.row_average_stride = -1; }, kInvalid, "row_average_stride must be"},
-      {[](auto& c) { c.layer.prologue.activation = static_cast<sepconv_activation>(9); }, kInvalid,
+      {[](auto& c) { set(c.layer.prologue.activation, 9); }, kInvalid,
        "prologue.activation must be between 0 and 3, got 9"},
       {[](auto& c) { c.layer.middle.has_scale = 2; }, kInvalid,
        "middle.has_scale, has_shift and wide must be 0 or 1, got 2, 1 and 0"},
@@ -236,8 +240,8 @@ void wrong_separable_descriptions() {
 
 void wrong_dense_descriptions() {
   const std::vector<Wrong<Dense>> both = {
-      {[](auto& c) { c.layer.dtype = static_cast<sepconv_dtype>(-1); }, kInvalid, "dtype must be"},
-      {[](auto& c) { c.layer.layout = static_cast<sepconv_layout>(7); }, kInvalid, "layout must be"},
+      {[](auto& c) { set(c.layer.dtype, -1); }, kInvalid, "dtype must be"},
+      {[](auto& c) { set(c.layer.layout, 7); }, kInvalid, "layout must be"},
       {[](auto& c) { c.layer.in_channels = 0; }, kInvalid, "in_channels must be at least 1, got 0"},
       {[](auto& c) { c.layer.out_channels = -2; }, kInvalid, "out_channels must be at least 1, got -2"},
       {[](auto& c) { c.layer.window.dilation[0] = 0; }, kInvalid, "window.dilation must be"},

@@ -7,5 +7,9 @@ const Kernels& kernels_avx512() {
   static constexpr Kernels kKernels = make_kernels();
   return kKernels;
 }
+const BatchNormKernels& batch_norm_kernels_avx512() {
+  static constexpr BatchNormKernels kKernels = make_batch_norm_kernels();
+  return kKernels;
+}
 }  // namespace sepconv
 #endif

@@ -1,4 +1,4 @@
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SEPCONV_WITHOUT_BFLOAT16)
 #define SEPCONV_SIMD_AVX512_BF16
 #include "core/cpu/bodies_bfloat16-inl.h"
 

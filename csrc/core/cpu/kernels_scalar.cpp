@@ -6,4 +6,8 @@ const Kernels& kernels_scalar() {
   static constexpr Kernels kKernels = make_kernels();
   return kKernels;
 }
+const BatchNormKernels& batch_norm_kernels_scalar() {
+  static constexpr BatchNormKernels kKernels = make_batch_norm_kernels();
+  return kKernels;
+}
 }  // namespace sepconv
