@@ -16,7 +16,7 @@ WERROR = "ON" if os.environ.get("SEPCONV_WERROR") == "1" else "OFF"
 ARM_CORES = ("cortex-a53", "cortex-a76", "max")
 EMULATED_CASES = {
     "test_core_sweep": 200,
-    "test_c_api_sweep": 60,
+    "test_c_api_sweep": 40,
     "test_batch_norm": 30,
     "test_axis": None,
     "test_c_api": None,
