@@ -75,6 +75,31 @@ def check_installed(prefix: Path, folder: Path) -> None:
     assert "libsepconv" not in needed, needed
 
 
+def check_benchmark(program: Path, folder: Path) -> None:
+    shapes = ROOT / "benchmarks" / "shapes"
+    layers = [line.split()[0] for line in (shapes / "xception.txt").read_text().splitlines() if " 1 " in line]
+    said = run(program, "--workspace", shapes / "xception.txt").splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in said if line and line.split()[0] in layers}
+    assert list(rows) == layers
+    assert all(int(frozen) > 0 and int(packed) > 0 for frozen, _, _, packed in rows.values()), said
+
+    broken = folder / "broken.txt"
+    broken.write_text("# name ...\nstages: none | bn+gelu | bn\n")
+    for arguments, message in (
+        ([broken], f"{broken}, line 2: a stage is none, bn, relu, relu6, or as bn+relu, got 'bn+gelu'"),
+        ([folder / "missing.txt"], f"{folder / 'missing.txt'} cannot be read"),
+        (["--rounds", "0"], "--rounds must be a positive number, got '0'"),
+    ):
+        ran = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert (ran.returncode, ran.stderr) == (1, f"sepconv_bench: {message}\n")
+
+    layer = folder / "layer.txt"
+    layer.write_text("stages: relu | bn | bn+relu6\nodd 24 40 15 15 5 2 2 1 3 2\n")
+    for dtype in ("float32", "bfloat16"):
+        said = run(program, "--rounds", "1", "--threads", "2", "--dtype", dtype, layer)
+        assert re.search(r"^odd +3 +\d+\.\d{4} +\d+\.\d +(\d+%|-)$", said, re.MULTILINE), said
+
+
 def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -> None:
     """One test, for one build: compiling takes minutes, and workers share nothing."""
     require_cmake()
@@ -84,6 +109,7 @@ def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -
     run("ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")
     run("cmake", "--install", build, "--prefix", prefix)
     check_installed(prefix, tmp_path)
+    check_benchmark(build / "sepconv_bench", tmp_path)
 
 
 def test_neon_kernels_agree_with_the_reference_on_emulated_cores(tmp_path: Path) -> None:

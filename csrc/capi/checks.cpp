@@ -38,6 +38,31 @@ bool Checks::at_least(const char* name, int64_t value, int64_t least) {
                  static_cast<long long>(least), static_cast<long long>(value));
 }
 
+bool Checks::dtype(const sepconv_dtype& value) {
+  const int dtype = number(value);
+  bool built = true;
+#ifdef SEPCONV_WITHOUT_FLOAT64
+  built &= dtype != SEPCONV_FLOAT64;
+#endif
+#ifdef SEPCONV_WITHOUT_BFLOAT16
+  built &= dtype != SEPCONV_BFLOAT16;
+#endif
+#ifdef SEPCONV_WITHOUT_FLOAT16
+  built &= dtype != SEPCONV_FLOAT16;
+#endif
+  return between("dtype", dtype, 0, SEPCONV_FLOAT16) &&
+         require(built, SEPCONV_NOT_BUILT, "dtype must be one that this build has (SEPCONV_DTYPES), got %d",
+                 dtype);
+}
+
+bool Checks::backward() {
+#ifdef SEPCONV_WITHOUT_TRAINING
+  return require(false, SEPCONV_NOT_BUILT, "this build has no backward (SEPCONV_TRAINING)");
+#else
+  return true;
+#endif
+}
+
 bool Checks::window(const sepconv_window& window) {
   const auto pair = [&](const char* name, const int64_t (&values)[2], int64_t least) {
     bool holds = true;

@@ -44,7 +44,8 @@ class Checks {
   bool at_least(const char* name, int64_t value, int64_t least);
   bool flag(const char* name, int value) { return between(name, value, 0, 1); }
 
-  bool dtype(const sepconv_dtype& value) { return between("dtype", number(value), 0, SEPCONV_FLOAT16); }
+  bool dtype(const sepconv_dtype& value);  // also that this build has it, as the next
+  bool backward();
   bool layout(const sepconv_layout& value) { return between("layout", number(value), 0, SEPCONV_NCHW); }
   bool window(const sepconv_window& window);
   bool stage(const char* name, const sepconv_stage& stage);

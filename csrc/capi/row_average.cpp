@@ -40,7 +40,9 @@ void call(bool backward, const RowAverageParams& params, const Parallel& paralle
 
 sepconv_status plan_average(Checks& checks, bool backward, const Average* average, int threads,
                             sepconv_plan* plan) {
-  if (!(checks.not_null("plan", plan) && check_average(checks, average, threads))) return checks.status();
+  if (!((!backward || checks.backward()) && checks.not_null("plan", plan) &&
+        check_average(checks, average, threads)))
+    return checks.status();
   const RowAverageParams params = params_of(*average, backward, announced(true), announced(true));
   return write_plan(checks, backward ? Operation::kRowAverageBackward : Operation::kRowAverage, *average, 0,
                     threads, {row_average_size(average->height, average->row_stride), average->width}, plan,

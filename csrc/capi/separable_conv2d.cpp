@@ -56,7 +56,8 @@ bool check_layer(Checks& checks, const Layer* layer, int threads, int64_t (&outp
 }
 
 bool check_backward(Checks& checks, const Layer& layer) {
-  return checks.require(layer.row_average_stride == 0, SEPCONV_INVALID_ARGUMENT,
+  return checks.backward() &&
+         checks.require(layer.row_average_stride == 0, SEPCONV_INVALID_ARGUMENT,
                         "row_average_stride must be 0 in a backward, got %lld",
                         static_cast<long long>(layer.row_average_stride)) &&
          checks.require(layer.prologue.activation != SEPCONV_HARD_SWISH, SEPCONV_INVALID_ARGUMENT,

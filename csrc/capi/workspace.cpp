@@ -38,8 +38,11 @@ void own_parallel_for(void*, int64_t count, sepconv_task task, void* task_contex
   for (int64_t index = 0; index < count; ++index) task(task_context, index);
 }
 
+// An arena at null would only count: a call that needs no workspace gets none of some.
 char* aligned(void* memory) {
-  return reinterpret_cast<char*>(scratch_bytes(reinterpret_cast<uintptr_t>(memory)));
+  alignas(kScratchAlignment) static char nothing[kScratchAlignment];
+  return memory == nullptr ? nothing
+                           : reinterpret_cast<char*>(scratch_bytes(reinterpret_cast<uintptr_t>(memory)));
 }
 
 }  // namespace

@@ -48,7 +48,8 @@ typedef enum sepconv_status {
   SEPCONV_PLAN_MISMATCH = 5,       /* no plan, or that of another operation or instruction set */
   SEPCONV_OUT_OF_MEMORY = 6,       /* where a function that may allocate could not */
   SEPCONV_PARALLEL_FOR_FAILED = 7, /* it did not run each task once */
-  SEPCONV_INTERNAL_ERROR = 8       /* a mistake of this library */
+  SEPCONV_INTERNAL_ERROR = 8,      /* a mistake of this library */
+  SEPCONV_NOT_BUILT = 9            /* a dtype, or the backward, that this build of the library leaves out */
 } sepconv_status;
 
 /* Storage of tensors. float32, bfloat16 and float16 are computed in float32 and rounded once. */

@@ -549,6 +549,16 @@ void memory() {
   must(call.make_backward_plan());
   must(call.run_backward());
   expect(call.gpw == std::vector<float>(call.gpw.size()), "weight gradients of an empty batch are not zero");
+  Average average;  // rows of whole planes need none
+  must(average.make_plan());
+  expect(average.plan.workspace_bytes == 0, "a row average needs workspace");
+  average.lend();
+  must(average.run());
+  const std::vector<float> lent = average.y;
+  std::fill(average.y.begin(), average.y.end(), -1.f);
+  average.resources = {};
+  must(average.run());
+  expect(average.y == lent, "a run without workspace gives something else");
   if (!kCountsAllocations) {
     std::printf("out of memory: not tested, the malloc here is not the test's\n");
     return;
