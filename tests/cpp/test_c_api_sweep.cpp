@@ -201,7 +201,7 @@ void dense_backward(const RowAverageConv2dBackwardParams& q, const Parallel& par
 
 int main(int argc, char** argv) {
   sweep({forward, backward, average, average_backward, dense, dense_backward, packed_bytes, pack, true},
-        argc > 1 ? std::atoll(argv[1]) : 600, argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1);
+        argc > 1 ? std::atoll(argv[1]) : 240, argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1);
   std::printf(kCountsAllocations
                   ? "no run allocated memory\n"
                   : "allocations were not counted: a sanitizer or C library has its own malloc\n");
