@@ -14,8 +14,9 @@
 
 template <class T>
 struct Vec {
+  typedef T Lanes [[gnu::vector_size(16)]];  // the compiler's own vectors: of what the target has, or loops
   static constexpr int kLanes = 16 / sizeof(T);
-  T lane[kLanes];
+  Lanes lane;
 };
 
 template <class T>
@@ -28,9 +29,7 @@ struct Registers {
 
 template <class T>
 inline Vec<T> broadcast(T x) {
-  Vec<T> v;
-  for (T& lane : v.lane) lane = x;
-  return v;
+  return {x - typename Vec<T>::Lanes{}};
 }
 template <class T>
 inline Vec<T> zero() {
@@ -92,7 +91,10 @@ inline Vec<Compute<S>> load(const S* p, int n) {
 }
 template <class S>
 inline Vec<Compute<S>> load(const S* p) {
-  return load(p, Vec<Compute<S>>::kLanes);
+  if constexpr (!std::is_same_v<S, Compute<S>>) return load(p, Vec<Compute<S>>::kLanes);
+  Vec<Compute<S>> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
 }
 template <class S>
 inline void store(S* p, Vec<Compute<S>> v, int n) {
@@ -100,44 +102,42 @@ inline void store(S* p, Vec<Compute<S>> v, int n) {
 }
 template <class S>
 inline void store(S* p, Vec<Compute<S>> v) {
-  store(p, v, Vec<Compute<S>>::kLanes);
+  if constexpr (!std::is_same_v<S, Compute<S>>) return store(p, v, Vec<Compute<S>>::kLanes);
+  std::memcpy(p, &v, sizeof(v));
 }
 
 template <class T>
 inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
-  for (int i = 0; i < Vec<T>::kLanes; ++i) c.lane[i] += a.lane[i] * b.lane[i];
-  return c;
+  return {c.lane + a.lane * b.lane};
 }
 template <class T>
 inline Vec<T> add(Vec<T> a, Vec<T> b) {
-  for (int i = 0; i < Vec<T>::kLanes; ++i) a.lane[i] += b.lane[i];
-  return a;
+  return {a.lane + b.lane};
 }
 template <class T>
 inline Vec<T> mul(Vec<T> a, Vec<T> b) {
-  for (int i = 0; i < Vec<T>::kLanes; ++i) a.lane[i] *= b.lane[i];
-  return a;
+  return {a.lane * b.lane};
 }
 template <class T>
 inline Vec<T> max(Vec<T> a, Vec<T> b) {
-  for (int i = 0; i < Vec<T>::kLanes; ++i) b.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
-  return b;
+  return {a.lane > b.lane ? a.lane : b.lane};
 }
 template <class T>
 inline Vec<T> min(Vec<T> a, Vec<T> b) {
-  for (int i = 0; i < Vec<T>::kLanes; ++i) b.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
-  return b;
+  return {a.lane < b.lane ? a.lane : b.lane};
 }
 template <class T>
 inline Vec<T> keep_above(Vec<T> g, Vec<T> x, T low) {
-  for (int i = 0; i < Vec<T>::kLanes; ++i) g.lane[i] = x.lane[i] <= low ? T(0) : g.lane[i];
-  return g;
+  return {x.lane <= broadcast(low).lane ? zero<T>().lane : g.lane};
 }
 
 template <class T>
 inline void transpose(Vec<T> (&rows)[Vec<T>::kLanes]) {
   for (int i = 0; i < Vec<T>::kLanes; ++i)
-    for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
+    for (int j = 0; j < i; ++j) {
+      const T x = rows[i].lane[j];
+      rows[i].lane[j] = rows[j].lane[i], rows[j].lane[i] = x;
+    }
 }
 
 template <class T>
