@@ -105,9 +105,9 @@ struct Layer {
 sepconv_stage parse_stage(const std::string& text) {
   sepconv_stage stage{};
   std::string activation = text;
-  if (text.rfind("bn", 0) == 0) {
+  if (text == "bn" || text.rfind("bn+", 0) == 0) {
     stage.has_shift = 1;
-    activation = text.size() > 3 ? text.substr(3) : "none";
+    activation = text == "bn" ? "none" : text.substr(3);
   }
   if (activation == "relu") {
     stage.activation = SEPCONV_RELU;
@@ -127,6 +127,8 @@ void parse_stages(const std::string& text, sepconv_separable_conv2d& layer) {
     throw std::runtime_error("stages are three, as in 'relu | none | bn', got '" + text + "'");
   layer.prologue = parse_stage(prologue), layer.middle = parse_stage(middle),
   layer.epilogue = parse_stage(epilogue);
+  if (layer.prologue.has_shift)
+    throw std::runtime_error("no batch norm folds into what stands before it, got '" + text + "'");
 }
 
 Layer parse_layer(const std::string& line, sepconv_separable_conv2d layer) {
@@ -141,8 +143,13 @@ Layer parse_layer(const std::string& line, sepconv_separable_conv2d layer) {
         "[count [multiplier]]), got '" +
         line + "'");
   layer.window = {{kernel, kernel}, {stride, stride}, {padding, padding}, {dilation, dilation}};
-  if (int64_t count; words >> count) result.count = count;
-  if (int64_t multiplier; words >> multiplier) layer.depth_multiplier = multiplier;
+  words >> std::ws;
+  if (!words.eof() && words >> result.count) words >> std::ws;
+  if (!words.eof() && words >> layer.depth_multiplier) words >> std::ws;
+  if (!words.eof() || result.count < 1)
+    throw std::runtime_error("expected at most [count [multiplier]] after the dilation, got '" + line + "'");
+  sepconv_plan plan;
+  must(sepconv_plan_separable_conv2d(&layer, 1, &plan));  // before any size of it is believed
   result.description = layer;
   return result;
 }

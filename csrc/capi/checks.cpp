@@ -94,10 +94,9 @@ bool Checks::shift_only(const char* name, const sepconv_stage& stage) {
 
 bool Checks::vectors(const char* name, const sepconv_stage& stage, const void* scale, const void* shift) {
   const auto vector = [&](const char* which, const void* pointer, bool wanted) {
-    return require(
-        (pointer != nullptr) == wanted, SEPCONV_INVALID_ARGUMENT,
-        wanted ? "%s_%s must not be null: the plan has it" : "%s_%s must be null: the plan has none", name,
-        which);
+    char full[64];
+    std::snprintf(full, sizeof(full), "%s_%s", name, which);
+    return matches_plan(full, pointer, wanted);
   };
   return vector("scale", scale, stage.has_scale) && vector("shift", shift, stage.has_shift);
 }
@@ -106,25 +105,27 @@ bool Checks::images(const Images& of, const Window& window, int64_t (&output)[2]
   const int64_t input[2] = {of.rows, of.width};
   if (!countable("input", {of.batch, of.channels, of.height, of.width}, of.dtype) ||
       !require(output_size(input, window, output), SEPCONV_INVALID_ARGUMENT,
-               "the dilated kernel must not be larger than the padded input, got input (%lld, %lld), kernel "
-               "(%lld, "
-               "%lld), padding (%lld, %lld), dilation (%lld, %lld)",
+               "the dilated kernel must not be larger than the padded input, got input (%lld, %lld), "
+               "kernel (%lld, %lld), padding (%lld, %lld), dilation (%lld, %lld)",
                static_cast<long long>(input[0]), static_cast<long long>(input[1]),
                static_cast<long long>(window.kernel[0]), static_cast<long long>(window.kernel[1]),
                static_cast<long long>(window.padding[0]), static_cast<long long>(window.padding[1]),
                static_cast<long long>(window.dilation[0]), static_cast<long long>(window.dilation[1])))
     return false;
-  int64_t operations = 0;
+  int64_t operations = 0, kept = 0;
   const int64_t factors[] = {of.batch, output[0], output[1], of.depth, of.out_channels};
-  return countable("the padded input",
-                   {1, of.channels, of.height + 2 * window.padding[0], of.width + 2 * window.padding[1]},
-                   of.dtype) &&
+  const int64_t padded[2] = {of.height + 2 * window.padding[0], of.width + 2 * window.padding[1]};
+  // Rows of a gradient, which tiles of rows and panels of columns may round up.
+  const int64_t ring[] = {1024, of.depth, padded[0], output[1]};
+  return countable("the padded input", {1, of.channels, padded[0], padded[1]}, of.dtype) &&
          countable("the input with all its depthwise channels", {1, of.depth, of.height, of.width},
                    of.dtype) &&
          countable("output", {of.batch, of.out_channels, output[0], output[1]}, of.dtype) &&
          countable("what the output is a product of", {of.batch, of.depth, output[0], output[1]}, of.dtype) &&
+         require(count_bytes(ring, of.dtype, kept), SEPCONV_OVERFLOW,
+                 "the padded rows with all their depthwise channels must be far below 2^63 bytes") &&
          require(count_bytes(factors, of.dtype, operations), SEPCONV_OVERFLOW,
-                 "the convolution must have fewer than 2^60 multiply-adds");
+                 "the convolution must have fewer than 2^63 multiply-adds times bytes of a value");
 }
 
 bool Checks::countable(const char* name, const int64_t (&sizes)[4], DType dtype) {

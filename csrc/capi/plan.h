@@ -28,6 +28,7 @@ struct Planned {
   int threads;
   unsigned gradients;  // of a backward
   WorkspaceSize size;
+  int64_t output[2];  // (height, width) of the forward
   Description description;
 };
 
@@ -39,9 +40,10 @@ sepconv_status write_plan(Checks& checks, Operation operation, const Description
   using Body = Planned<Description>;
   static_assert(std::is_trivially_copyable_v<Body> && sizeof(Body) <= sizeof(plan->internal));
   return guarded(checks, [&] {
+    const Isa isa = current_isa();
     // An empty batch runs no kernel.
     const WorkspaceSize size = description.batch == 0 ? WorkspaceSize{} : measure(threads, call);
-    Body body{operation, current_isa(), threads, gradients, size, description};
+    const Body body{operation, isa, threads, gradients, size, {output[0], output[1]}, description};
     sepconv_plan written{};
     if (!checks.require(body.size.total(threads, written.workspace_bytes), SEPCONV_OVERFLOW,
                         "the workspace of %d threads must have at most %zu bytes", threads, SIZE_MAX))
@@ -53,7 +55,7 @@ sepconv_status write_plan(Checks& checks, Operation operation, const Description
 }
 
 inline bool check_threads(Checks& checks, int threads) {
-  return checks.between("threads", threads, 1, 1024);
+  return checks.between("threads", threads, 1, kMostThreads);
 }
 
 // The plan's content, if it is one of `operation` that may run on these resources.
@@ -66,7 +68,7 @@ bool read_plan(Checks& checks, Operation operation, const sepconv_plan* plan,
                       "plan must be one that the function of the same name made, got another one"))
     return false;
   Isa isa = Isa::kScalar;
-  guarded(checks, [&] { isa = current_isa(); });
+  if (guarded(checks, [&] { isa = current_isa(); }) != SEPCONV_OK) return false;
   if (!checks.require(planned.isa == isa, SEPCONV_PLAN_MISMATCH,
                       "plan must be for the instruction set in use, %s, got %s: plan again", name_of(isa),
                       name_of(planned.isa)))

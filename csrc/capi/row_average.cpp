@@ -28,7 +28,7 @@ RowAverageParams params_of(const Average& a, bool backward, const void* from, vo
   const int64_t averaged = row_average_size(a.height, a.row_stride);
   RowAverageParams params;
   params.dtype = static_cast<DType>(a.dtype);
-  params.row_stride = a.row_stride;
+  params.row_stride = std::min(a.row_stride, a.height);  // a larger one leaves one row, too
   params.input = image(from, backward ? averaged : a.height);
   params.output = image(to, backward ? a.height : averaged);
   return params;

@@ -137,8 +137,7 @@ sepconv_status sepconv_run_row_average_conv2d(const sepconv_plan* plan,
   if (!read_plan(checks, Operation::kRowAverageConv2d, plan, resources, planned) ||
       !check_data(checks, planned.description, data))
     return checks.status();
-  const RowAverageConv2dParams params =
-      params_of(planned.description, {plan->output_height, plan->output_width}, *data);
+  const RowAverageConv2dParams params = params_of(planned.description, planned.output, *data);
   return guarded(checks, [&] {
     Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
       row_average_conv2d(params, parallel);
@@ -176,7 +175,7 @@ sepconv_status sepconv_run_row_average_conv2d_backward(const sepconv_plan* plan,
         check_gradients(checks, planned.gradients, gradients)))
     return checks.status();
   const RowAverageConv2dBackwardParams params =
-      backward_params_of(layer, {plan->output_height, plan->output_width}, *data, grad_output, *gradients);
+      backward_params_of(layer, planned.output, *data, grad_output, *gradients);
   return guarded(checks, [&] {
     Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
       row_average_conv2d_backward(params, parallel);

@@ -274,10 +274,10 @@ sepconv_status sepconv_run_separable_conv2d(const sepconv_plan* plan,
   Planned<Layer> planned;
   if (!read_plan(checks, Operation::kSeparableConv2d, plan, resources, planned)) return checks.status();
   const Layer& layer = planned.description;
-  if (!(check_data(checks, layer, data) && (!layer.has_packed_weights || check_packed(checks, layer, *data))))
-    return checks.status();
-  const SeparableConv2dParams params = params_of(layer, {plan->output_height, plan->output_width}, *data);
+  if (!check_data(checks, layer, data)) return checks.status();
+  const SeparableConv2dParams params = params_of(layer, planned.output, *data);
   return guarded(checks, [&] {
+    if (layer.has_packed_weights && !check_packed(checks, layer, *data)) return;
     Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
       separable_conv2d(params, parallel);
     });
@@ -315,7 +315,7 @@ sepconv_status sepconv_run_separable_conv2d_backward(const sepconv_plan* plan,
         check_gradients(checks, planned.gradients, gradients)))
     return checks.status();
   const SeparableConv2dBackwardParams params =
-      backward_params_of(layer, {plan->output_height, plan->output_width}, *data, grad_output, *gradients);
+      backward_params_of(layer, planned.output, *data, grad_output, *gradients);
   return guarded(checks, [&] {
     Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
       separable_conv2d_backward(params, parallel);

@@ -11,11 +11,12 @@ struct Region {
   size_t thread_bytes;
   int64_t count, tasks;
   RangeBody body;
+  std::atomic<uint64_t> taken[kMostThreads / 64] = {};
   std::atomic<int64_t> done{0};
   std::atomic<bool> failed{false};
 
   void run(int64_t index) {
-    if (index < 0 || index >= tasks) return;  // done then misses a task
+    if (index < 0 || index >= tasks || is_taken(index)) return;  // done then misses a task
     Arena arena(memory + static_cast<size_t>(index) * thread_bytes, thread_bytes);
     const Lending lending(arena);
     try {
@@ -24,6 +25,11 @@ struct Region {
       failed = true;
     }
     ++done;
+  }
+
+  bool is_taken(int64_t index) {
+    const uint64_t bit = uint64_t{1} << index % 64;
+    return (taken[index / 64].fetch_or(bit) & bit) != 0;
   }
 };
 
@@ -55,13 +61,11 @@ void Team::run_ranges(void* self, int64_t count, RangeBody body) {
   Team& team = *static_cast<Team*>(self);
   Region region{team.memory_ + team.size_.shared, team.size_.thread, count,
                 std::min<int64_t>(count, team.threads_), body};
-  const sepconv_resources& resources = team.resources_;
   if (region.tasks == 1) {
     region.run(0);
-  } else if (resources.parallel_for != nullptr) {
-    resources.parallel_for(resources.context, region.tasks, run_task, &region);
   } else {
-    own_parallel_for(nullptr, region.tasks, run_task, &region);
+    const sepconv_parallel_for lent = team.resources_.parallel_for;
+    (lent != nullptr ? lent : own_parallel_for)(team.resources_.context, region.tasks, run_task, &region);
   }
   if (region.failed) team.task_failed_ = true;
   if (region.done != region.tasks) team.task_missed_ = true;

@@ -12,6 +12,8 @@
 
 namespace sepconv::capi {
 
+inline constexpr int kMostThreads = 1024;
+
 struct WorkspaceSize {
   size_t shared = 0, thread = 0;
 

@@ -9,8 +9,9 @@
  *     sepconv_run_separable_conv2d(&plan, &data, &resources);
  *
  * Memory is the caller's: tensors, packed weights, workspace. Descriptions and plans are plain data; they own
- * nothing, and may be copied and thrown away. sepconv_run_* allocates nothing, and keeps nothing from one run
- * to the next. The other functions may allocate for as long as they take.
+ * nothing, and may be copied and thrown away; a plan is for the process that made it. sepconv_run_* allocates
+ * nothing, and keeps nothing from one run to the next. The other functions may allocate for as long as they
+ * take.
  *
  * Tensors are dense. Images are NHWC or NCHW, both of one call alike. A depthwise weight is
  * (in_channels * depth_multiplier, 1, kernel height, kernel width), a pointwise weight
@@ -19,7 +20,7 @@
  *
  * Results have the same bits for any number of threads. They depend on dtype, shape and instruction set.
  *
- * Every function but those that give a string returns a status; sepconv_last_error() then says which argument
+ * Functions that can fail return a status; sepconv_last_error() then says which argument
  * it is about, what it got and what it wanted. Where a plan or a check fails nothing was written. Functions
  * may be called from several threads at once: a plan is only read, and each run has a workspace of its own.
  */
@@ -43,7 +44,7 @@ typedef enum sepconv_status {
   SEPCONV_OK = 0,
   SEPCONV_INVALID_ARGUMENT = 1,    /* a null pointer, a size or an enumerator that is none of those allowed */
   SEPCONV_OVERFLOW = 2,            /* a tensor larger than any memory */
-  SEPCONV_WORKSPACE_TOO_SMALL = 3, /* the plan says how large it has to be */
+  SEPCONV_WORKSPACE_TOO_SMALL = 3, /* the plan, or the size that was asked for, says how large it has to be */
   SEPCONV_PACKED_MISMATCH = 4,     /* packed weights of another layer, dtype or instruction set, or broken */
   SEPCONV_PLAN_MISMATCH = 5,       /* no plan, or that of another operation or instruction set */
   SEPCONV_OUT_OF_MEMORY = 6,       /* where a function that may allocate could not */

@@ -14,7 +14,7 @@ inline constexpr bool kCountsAllocations = false;
 #endif
 
 inline thread_local bool watched = false;
-inline thread_local bool out_of_memory = false;  // lets all allocations of this thread fail
+inline thread_local bool out_of_memory = false;  // lets every malloc of this thread fail
 inline std::atomic<int64_t> allocations{0};
 
 // Watches this thread, or looks away, for as long as it lives.

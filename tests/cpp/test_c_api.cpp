@@ -205,7 +205,14 @@ void wrong_separable_descriptions() {
          c.layer.batch = 1, c.layer.height = 4096, c.layer.width = 2048;
          c.layer.in_channels = c.layer.out_channels = 1 << 23;
        },
-       SEPCONV_OVERFLOW, "multiply-adds"}};
+       SEPCONV_OVERFLOW, "multiply-adds"},
+      {[](auto& c) {
+         sepconv_init_separable_conv2d(&c.layer);
+         c.layer.batch = c.layer.height = c.layer.width = c.layer.in_channels = c.layer.out_channels = 1;
+         c.layer.depth_multiplier = (1 << 24) - 16;
+         c.layer.window = {{2, 2}, {1, 1}, {1 << 19, 1 << 17}, {(1 << 20) - 4, 1}};
+       },
+       SEPCONV_OVERFLOW, "the padded rows with all their depthwise channels must be"}};
   for (const auto& wrong : both) {
     for (const bool backward : {false, true}) {
       Separable call;
@@ -480,6 +487,9 @@ void all_but_last(void*, int64_t count, sepconv_task task, void* task_context) {
 void strangers(void*, int64_t count, sepconv_task task, void* task_context) {
   for (const int64_t i : {int64_t{-1}, count, INT64_MAX}) task(task_context, i);
 }
+void first_again(void*, int64_t count, sepconv_task task, void* task_context) {
+  for (int64_t i = 0; i < count; ++i) task(task_context, 0);
+}
 
 // One result for the library's own threads and the caller's, and for one, two and three of them.
 template <class Call, class Results>
@@ -518,7 +528,7 @@ void threads() {
   same_bits("row_average_backward", &Average::make_backward_plan, &Average::run_backward,
             [](Average& c) { return Vectors{&c.x}; });
 
-  for (const sepconv_parallel_for broken : {all_but_last, strangers}) {
+  for (const sepconv_parallel_for broken : {all_but_last, strangers, first_again}) {
     Separable call;
     call.threads = 3;
     must(call.make_plan());
