@@ -1,5 +1,6 @@
 """The core without torch: CMake builds and installs it, its tests pass, here and on emulated Arm cores."""
 
+import importlib
 import os
 import re
 import shutil
@@ -77,16 +78,24 @@ def check_installed(prefix: Path, folder: Path) -> None:
 
 def check_benchmark(program: Path, folder: Path) -> None:
     shapes = ROOT / "benchmarks" / "shapes"
-    layers = [line.split()[0] for line in (shapes / "xception.txt").read_text().splitlines() if " 1 " in line]
+    lines = (shapes / "xception.txt").read_text().splitlines()
+    layers = [line.split()[0] for line in lines if line[:1].isalpha() and not line.startswith("stages:")]
     said = run(program, "--workspace", shapes / "xception.txt").splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in said if line and line.split()[0] in layers}
     assert list(rows) == layers
     assert all(int(frozen) > 0 and int(packed) > 0 for frozen, _, _, packed in rows.values()), said
 
     broken = folder / "broken.txt"
-    broken.write_text("# name ...\nstages: none | bn+gelu | bn\n")
+    for line, wrong in (
+        ("stages: none | bn+gelu | bn", "a stage is none, bn, relu, relu6, or as bn+relu, got 'bn+gelu'"),
+        ("stages: bn | none | bn", "no batch norm folds into what stands before it, got ' bn | none | bn'"),
+        ("x 8 8 4 4 3 1 1 1 1 1 5", "expected at most [count [multiplier]] after the dilation, got "),
+        ("x -1 8 4 4 3 1 1 1", "sepconv_plan_separable_conv2d: in_channels must be at least 1, got -1"),
+    ):
+        broken.write_text(f"# name ...\n{line}\n")
+        ran = subprocess.run([program, broken], capture_output=True, text=True)
+        assert ran.returncode == 1 and ran.stderr.startswith(f"sepconv_bench: {broken}, line 2: {wrong}")
     for arguments, message in (
-        ([broken], f"{broken}, line 2: a stage is none, bn, relu, relu6, or as bn+relu, got 'bn+gelu'"),
         ([folder / "missing.txt"], f"{folder / 'missing.txt'} cannot be read"),
         (["--rounds", "0"], "--rounds must be a positive number, got '0'"),
     ):
@@ -112,7 +121,17 @@ def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -
     check_benchmark(build / "sepconv_bench", tmp_path)
 
 
-def test_neon_kernels_agree_with_the_reference_on_emulated_cores(tmp_path: Path) -> None:
+def check_neon_loops(build: Path) -> None:
+    arm_loops = importlib.import_module("arm_loops")
+    loops = arm_loops.loops_of(build)
+    widest = loops[0]
+    assert (widest.transposed, widest.dtype) == (False, "float")
+    assert widest.share >= 0.8, arm_loops.table(loops)
+
+
+def test_neon_kernels_agree_with_the_reference_on_emulated_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require_cmake()
     emulator = shutil.which("qemu-aarch64-static")
     if emulator is None or shutil.which("aarch64-linux-gnu-g++") is None:
@@ -124,3 +143,5 @@ def test_neon_kernels_agree_with_the_reference_on_emulated_cores(tmp_path: Path)
             arguments = [] if cases is None else [str(cases)]
             said = run(emulator, "-cpu", core, "-L", "/usr/aarch64-linux-gnu", tmp_path / test, *arguments)
             assert not test.endswith("_sweep") or "neon" in said, said
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    check_neon_loops(tmp_path)

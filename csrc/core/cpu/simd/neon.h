@@ -15,10 +15,10 @@ struct Vec<double> {
 
 template <class T>
 struct Registers {
-  static constexpr std::array<int, 3> kTileRows{14, 9, 7};  // accumulators, weights, a factor a row in 32
-  static constexpr int kDepthUnroll = 1;                    // of a pointwise tile's loop
-  static constexpr int kUnroll = 8;                         // depthwise outputs of one row at once
-  static constexpr int kBlockRows = 4, kBlockOutputs = 4;   // of several rows
+  static constexpr std::array<int, 2> kTileRows{14, 9};    // accumulators, weights, a factor a row in 32
+  static constexpr int kDepthUnroll = 1;                   // of a pointwise tile's loop
+  static constexpr int kUnroll = 8;                        // depthwise outputs of one row at once
+  static constexpr int kBlockRows = 4, kBlockOutputs = 4;  // of several rows
 };
 
 template <class T>
@@ -146,9 +146,14 @@ struct LeftFactors {
   static constexpr int kCount = Vec<T>::kLanes;
   Vec<T> v;
 };
-template <class T>
-[[gnu::always_inline]] inline LeftFactors<T> load_factors(const T* p, int n) {
-  return {n == 1 ? broadcast(*p) : load(p, n)};
+[[gnu::always_inline]] inline LeftFactors<float> load_factors(const float* p, int n) {
+  if (n >= 4) return {load(p)};
+  if (n == 1) return {broadcast(*p)};
+  const float32x4_t pair = vcombine_f32(vld1_f32(p), vdup_n_f32(0));
+  return {{n == 2 ? pair : vld1q_lane_f32(p + 2, pair, 2)}};
+}
+[[gnu::always_inline]] inline LeftFactors<double> load_factors(const double* p, int n) {
+  return {n >= 2 ? load(p) : broadcast(*p)};
 }
 inline Vec<float> fma(LeftFactors<float> a, int i, Vec<float> b, Vec<float> c) {
   switch (i) {
