@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import platform
 import re
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WERROR = "ON" if os.environ.get("SEPCONV_WERROR") == "1" else "OFF"
 # The oldest of 64-bit Arm cores, with nothing but the base instructions; one of 2018; all that qemu knows.
 ARM_CORES = ("cortex-a53", "cortex-a76", "max")
+# x86 cores of 2008 and 2013, and the instruction sets that the tests then find.
+X86_CORES = {"Nehalem": "scalar", "Haswell": "scalar avx2"}
 EMULATED_CASES = {
     "test_core_sweep": 200,
     "test_c_api_sweep": 40,
@@ -109,6 +113,21 @@ def check_benchmark(program: Path, folder: Path) -> None:
         assert re.search(r"^odd +3 +\d+\.\d{4} +\d+\.\d +(\d+%|-)$", said, re.MULTILINE), said
 
 
+def check_older_x86(build: Path) -> None:
+    """An instruction above a core's level would end the test there."""
+    if platform.machine() != "x86_64":
+        return
+    emulator = shutil.which("qemu-x86_64-static")
+    if emulator is None:
+        warnings.warn(
+            "no qemu-x86_64-static (Debian: qemu-user-static): older x86 is not tested", stacklevel=2
+        )
+        return
+    for core, levels in X86_CORES.items():
+        said = run(emulator, "-cpu", core, build / "test_core_sweep", "20")
+        assert said.endswith(f"on {levels}\n"), said
+
+
 def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -> None:
     """One test, for one build: compiling takes minutes, and workers share nothing."""
     require_cmake()
@@ -116,6 +135,7 @@ def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -
     run("cmake", "--preset", "native", "-B", build, f"-DSEPCONV_WERROR={WERROR}", "-DSEPCONV_BENCHMARKS=ON")
     run("cmake", "--build", build)
     run("ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")
+    check_older_x86(build)
     run("cmake", "--install", build, "--prefix", prefix)
     check_installed(prefix, tmp_path)
     check_benchmark(build / "sepconv_bench", tmp_path)
