@@ -81,4 +81,11 @@ bool read_plan(Checks& checks, Operation operation, const sepconv_plan* plan,
                         resources->workspace_bytes);
 }
 
+// Runs call(parallel) of a plan that was read on what its caller lends.
+template <class Description, class Call>
+sepconv_status run_plan(Checks& checks, const Planned<Description>& planned,
+                        const sepconv_resources& resources, Call&& call) {
+  return guarded(checks, [&] { Team(planned.size, planned.threads, resources).run(checks, call); });
+}
+
 }  // namespace sepconv::capi

@@ -60,11 +60,8 @@ sepconv_status run_average(Checks& checks, bool backward, const sepconv_plan* pl
   if (average.batch != 0 && !(checks.not_null(from_name, from) && checks.not_null(to_name, to)))
     return checks.status();
   const RowAverageParams params = params_of(average, backward, from, to);
-  return guarded(checks, [&] {
-    Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
-      call(backward, params, parallel);
-    });
-  });
+  return run_plan(checks, planned, *resources,
+                  [&](const Parallel& parallel) { call(backward, params, parallel); });
 }
 
 }  // namespace

@@ -138,11 +138,8 @@ sepconv_status sepconv_run_row_average_conv2d(const sepconv_plan* plan,
       !check_data(checks, planned.description, data))
     return checks.status();
   const RowAverageConv2dParams params = params_of(planned.description, planned.output, *data);
-  return guarded(checks, [&] {
-    Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
-      row_average_conv2d(params, parallel);
-    });
-  });
+  return run_plan(checks, planned, *resources,
+                  [&](const Parallel& parallel) { row_average_conv2d(params, parallel); });
 }
 
 sepconv_status sepconv_plan_row_average_conv2d_backward(const sepconv_row_average_conv2d* layer,
@@ -176,9 +173,6 @@ sepconv_status sepconv_run_row_average_conv2d_backward(const sepconv_plan* plan,
     return checks.status();
   const RowAverageConv2dBackwardParams params =
       backward_params_of(layer, planned.output, *data, grad_output, *gradients);
-  return guarded(checks, [&] {
-    Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
-      row_average_conv2d_backward(params, parallel);
-    });
-  });
+  return run_plan(checks, planned, *resources,
+                  [&](const Parallel& parallel) { row_average_conv2d_backward(params, parallel); });
 }

@@ -275,13 +275,11 @@ sepconv_status sepconv_run_separable_conv2d(const sepconv_plan* plan,
   if (!read_plan(checks, Operation::kSeparableConv2d, plan, resources, planned)) return checks.status();
   const Layer& layer = planned.description;
   if (!check_data(checks, layer, data)) return checks.status();
+  if (layer.has_packed_weights && guarded(checks, [&] { check_packed(checks, layer, *data); }) != SEPCONV_OK)
+    return checks.status();
   const SeparableConv2dParams params = params_of(layer, planned.output, *data);
-  return guarded(checks, [&] {
-    if (layer.has_packed_weights && !check_packed(checks, layer, *data)) return;
-    Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
-      separable_conv2d(params, parallel);
-    });
-  });
+  return run_plan(checks, planned, *resources,
+                  [&](const Parallel& parallel) { separable_conv2d(params, parallel); });
 }
 
 sepconv_status sepconv_plan_separable_conv2d_backward(const sepconv_separable_conv2d* layer,
@@ -316,9 +314,6 @@ sepconv_status sepconv_run_separable_conv2d_backward(const sepconv_plan* plan,
     return checks.status();
   const SeparableConv2dBackwardParams params =
       backward_params_of(layer, planned.output, *data, grad_output, *gradients);
-  return guarded(checks, [&] {
-    Team(planned.size, planned.threads, *resources).run(checks, [&](const Parallel& parallel) {
-      separable_conv2d_backward(params, parallel);
-    });
-  });
+  return run_plan(checks, planned, *resources,
+                  [&](const Parallel& parallel) { separable_conv2d_backward(params, parallel); });
 }
