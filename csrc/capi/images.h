@@ -36,8 +36,8 @@ inline void set_stage(ChannelStage& to, const sepconv_stage& stage, const void* 
   to.wide = stage.wide != 0;
 }
 
-inline bool affine_or_active(const sepconv_stage& stage) {
-  return stage.has_scale != 0 || stage.activation != SEPCONV_NO_ACTIVATION;
+inline bool empty(const sepconv_stage& stage) {
+  return stage.has_scale == 0 && stage.has_shift == 0 && stage.activation == SEPCONV_NO_ACTIVATION;
 }
 
 }  // namespace sepconv::capi

@@ -35,8 +35,8 @@ bool check_layer(Checks& checks, const Layer* layer, int threads, int64_t (&outp
 
 bool check_backward(Checks& checks, const Layer& layer) {
   return checks.backward() &&
-         checks.require(!affine_or_active(layer.prologue) && layer.prologue.has_shift == 0,
-                        SEPCONV_INVALID_ARGUMENT, "prologue must be empty in a backward") &&
+         checks.require(empty(layer.prologue), SEPCONV_INVALID_ARGUMENT,
+                        "prologue must be empty in a backward") &&
          checks.shift_only("epilogue", layer.epilogue) &&
          checks.require(layer.has_residual == 0, SEPCONV_INVALID_ARGUMENT,
                         "has_residual must be 0 in a backward, got 1");

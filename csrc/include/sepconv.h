@@ -141,8 +141,7 @@ typedef struct sepconv_resources {
   void* context; /* of parallel_for */
 } sepconv_resources;
 
-/* --- The library
- * -------------------------------------------------------------------------------------------- */
+/* --- The library --- */
 
 SEPCONV_API const char* sepconv_version(void); /* "major.minor.patch" */
 SEPCONV_API int sepconv_has_openmp(void);
@@ -160,8 +159,7 @@ SEPCONV_API const char* sepconv_cpu_capability(void);
  * name. */
 SEPCONV_API sepconv_status sepconv_set_cpu_capability(const char* name);
 
-/* --- Separable convolution
- * ---------------------------------------------------------------------------------- */
+/* --- Separable convolution --- */
 
 /* float32, NHWC, a 1x1 window of stride and dilation 1 without padding, a depth multiplier of 1, nothing
  * else. */
@@ -223,8 +221,7 @@ SEPCONV_API sepconv_status sepconv_run_separable_conv2d_backward(
     const sepconv_plan* plan, const sepconv_separable_conv2d_data* data, const void* grad_output,
     const sepconv_separable_conv2d_gradients* gradients, const sepconv_resources* resources);
 
-/* --- Row average
- * -------------------------------------------------------------------------------------------- */
+/* --- Row average --- */
 
 SEPCONV_API sepconv_status sepconv_plan_row_average(const sepconv_row_average* average, int threads,
                                                     sepconv_plan* plan);
@@ -237,8 +234,7 @@ SEPCONV_API sepconv_status sepconv_run_row_average_backward(const sepconv_plan* 
                                                             void* grad_input,
                                                             const sepconv_resources* resources);
 
-/* --- Dense convolution of averaged rows
- * --------------------------------------------------------------------- */
+/* --- Dense convolution of averaged rows --- */
 
 /* As sepconv_init_separable_conv2d, with a row average of stride 1. */
 SEPCONV_API void sepconv_init_row_average_conv2d(sepconv_row_average_conv2d* layer);
