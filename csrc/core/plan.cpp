@@ -31,10 +31,10 @@ void pretend_cache_sizes(const CacheSizes& pretended) {
 }
 
 PixelTile ForwardPlan::tile(int64_t index) const {
-  const int64_t strip = index % strips, column = width * strip / strips,
+  if (strips == 1) return {0, width, index * pixel_tile, std::min(pixel_tile, pixels - index * pixel_tile)};
+  const int64_t tiles = pixel_tiles / strips, strip = index / tiles, column = width * strip / strips,
                 strip_width = width * (strip + 1) / strips - column;
-  const int64_t rows = strips == 1 ? 0 : pixel_tile / divide_up(width, strips);
-  const int64_t size = strips == 1 ? pixel_tile : rows * strip_width, first = index / strips * size;
+  const int64_t size = pixel_tile / divide_up(width, strips) * strip_width, first = index % tiles * size;
   return {column, strip_width, first, std::min(size, pixels / width * strip_width - first)};
 }
 

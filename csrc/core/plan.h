@@ -40,7 +40,7 @@ struct ForwardPlan {
   int64_t strips;          // of columns: where a tile of whole rows would have too few of them
   int64_t pixel_tile, pixel_tiles, panels, panel_splits;
   int64_t tasks() const { return pixel_tiles * panel_splits; }
-  PixelTile tile(int64_t index) const;  // strips vary fastest: neighbours share rows
+  PixelTile tile(int64_t index) const;  // down the strips: a tile finds its upper rows in L2
 };
 ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t out_channels,
                          int64_t compute_bytes, TileShape tile, int threads, const CacheSizes& cache);
