@@ -51,6 +51,9 @@ ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t o
   const int64_t weights = depth * out_channels, values = pixels * (depth + out_channels);
   plan.few_pixels =
       weights * compute_bytes > 2 * cache.l2 ? 4 * values <= 5 * weights : 2 * values <= weights;
+  // There the pixels are columns, in whole vectors: too many empty lanes, or the broadcasts of a lone vector,
+  // cost more than packing.
+  plan.few_pixels &= pixels >= 2 * tile.lanes && 5 * round_up(pixels, tile.lanes) <= 6 * pixels;
   // Packing costs a few percent of the arithmetic on a hundred pixels; fetching it from another core costs
   // more, unless many cores share the work.
   plan.pack_in_task = threads <= kFewThreads;

@@ -23,6 +23,7 @@ inline bool bypasses_caches(int64_t bytes, const CacheSizes& cache) {
 struct TileShape {
   int64_t rows;     // pixels of a pointwise register tile
   int64_t columns;  // output channels of a register tile: the width of a packed panel
+  int64_t lanes;    // of a vector
 };
 
 // Pixels [first, first + count) of a strip of columns, counted along the strip's rows of all images in order.

@@ -21,7 +21,7 @@ void require(bool holds, const char* what, int64_t a, int64_t b, int64_t c) {
 }  // namespace
 
 int main() {
-  const TileShape tile{6, 64};
+  const TileShape tile{6, 64, 16};
   int64_t cases = 0;
   for (auto [height, width] : {std::pair<int64_t, int64_t>{1, 1},
                                {1, 2},

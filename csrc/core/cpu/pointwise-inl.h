@@ -11,7 +11,7 @@ inline constexpr int kTileColumns = kTileVectors<T> * Vec<T>::kLanes;  // width 
 
 template <class T>
 constexpr TileShape tile_shape() {
-  return {Registers<T>::kTileRows[kTileVectors<T> - 1], kTileColumns<T>};
+  return {Registers<T>::kTileRows[kTileVectors<T> - 1], kTileColumns<T>, Vec<T>::kLanes};
 }
 
 // Where a block of the result goes, and what happens to it before its only store.
@@ -44,6 +44,7 @@ class Ahead {
   static constexpr int64_t kLine = 64;
   bool empty() const { return now_.rows == 0; }
   const char* at() const { return at_; }
+  int64_t lines() const { return now_.rows * ((now_.bytes + kLine - 1) / kLine); }
   void advance(int64_t lines) {
     at_ += lines * kLine;
     if (empty() || at_ < now_.row + now_.bytes) return;

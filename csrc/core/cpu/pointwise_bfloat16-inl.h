@@ -47,12 +47,6 @@ struct PairOutput {
 // Sums in L1 ([rows][kPairColumns]) through the epilogue to their place.
 template <class D>
 inline void finish_pairs(const float* sums, int64_t rows, const PairOutput<D>& out) {
-  const bool plain = out.residual == nullptr && out.stage.empty();
-  if (plain && out.columns == kPairColumns) {
-    for (int64_t r = 0; r < rows; ++r, sums += kPairColumns)
-      store_two(out.data + r * out.ld, load(sums), load(sums + Vec<float>::kLanes));
-    return;
-  }
   for (int64_t r = 0; r < rows; ++r, sums += kPairColumns) {
     D* to = out.data + r * out.ld;
     const D* residual = out.residual == nullptr ? nullptr : out.residual + r * out.residual_ld;

@@ -167,7 +167,8 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
         Ahead ahead;
         if (next_count > 0) {
           ahead = gradient.ahead(next, next_count);
-          if (channels == depth) ahead.then(depthwise.ahead(rows, {0, gy.w, next, next_count}));
+          if (channels == depth && rows.in_place())
+            ahead.then(depthwise.ahead({0, gy.w, next, next_count}));
         }
         product.chunk(split, gradient, first, count, values.data, values.ld, c0, channels,
                       first != begin_pixel, ahead);

@@ -130,9 +130,9 @@ class DepthwiseStage {
     return {buffer, ld};
   }
 
-  // What a tile reads and the tile above it did not: of each of its rows the lowest pixels.
-  Ahead ahead(const RowSource<S>& rows, const PixelTile& tile) const {
-    if (!rows.in_place()) return {};
+  // What a tile reads and the tile above it did not: of each of its rows the lowest pixels. For rows that are
+  // read where they lie.
+  Ahead ahead(const PixelTile& tile) const {
     const int64_t row = tile.first / tile.width, last = (tile.first + tile.count - 1) / tile.width;
     const bool whole = tile.width == p_.output.w;  // then rows join
     const S* begin = lowest(row, tile.column + (whole ? tile.first % tile.width : 0));
@@ -283,7 +283,7 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
       own.open({tile, values.data, values.ld}, plan.panels * split / plan.panel_splits,
                plan.panels * (split + 1) / plan.panel_splits);
       Ahead next_rows;
-      if (at + 1 < plan.pixel_tiles) next_rows = depthwise.ahead(rows, plan.tile(at + 1));
+      if (rows.in_place() && at + 1 < plan.pixel_tiles) next_rows = depthwise.ahead(plan.tile(at + 1));
       for (int64_t j; own.take_panel(j);) {
         Ahead next_weights;
         if (stream_weights && own.panels_left() > 0) next_weights = panels.ahead(j + 1);

@@ -308,8 +308,8 @@ class InputPass<S>::Task {
     const int64_t height = p_.output.h, width = p_.output.w, pixels = (last - first) * width;
     if (p_.has_pointwise()) {
       Ahead ahead;  // the input, which the weight gradient reads next
-      if (pass_.b_.grad_depthwise_weight != nullptr && channels_ == pass_.depth_)
-        ahead = pass_.depthwise_.ahead(rows_, {0, width, first * width, pixels});
+      if (pass_.b_.grad_depthwise_weight != nullptr && channels_ == pass_.depth_ && rows_.in_place())
+        ahead = pass_.depthwise_.ahead({0, width, first * width, pixels});
       multiply(gradient_.tile(first * width, pixels), pixels, ring_.tile(t), ahead);
     } else if (!ring_.in_place()) {
       load_pixels<S>(p_.output, first * width, pixels, c0_, channels_, ring_.tile(t), ring_.pixel_stride());

@@ -58,17 +58,37 @@ class PairTiles {
   // `rows` pixels of a tile from its pixel `row` on, one panel of columns from `column`; `sums` is
   // overwritten.
   void write(const PixelTile& tile, int64_t row, int64_t rows, int64_t column, float* sums) const {
+    for_each_run(tile, row, rows, [&](int64_t first, int64_t done, int64_t count) {
+      write_run(first, count, column, sums + done * kPairColumns);
+    });
+  }
+
+  // Whether that is rounding them to where places() says, and nothing else.
+  bool only_rounds(int64_t column) const {
+    return direct_ && residual_.data == nullptr && stage_.empty() && output_.c - column >= kPairColumns;
+  }
+  // Where each of the rows goes, and a request for its line: in no cache as a rule.
+  void places(const PixelTile& tile, int64_t row, int64_t rows, int64_t column, BFloat16** to) const {
+    for_each_run(tile, row, rows, [&](int64_t first, int64_t done, int64_t count) {
+      for (int64_t r = 0; r < count; ++r) {
+        to[done + r] = pixel(output_, first + r, column);
+        __builtin_prefetch(to[done + r], 1);
+      }
+    });
+  }
+
+ private:
+  // body(first, done, count) for runs of pixels that follow each other: `first` of the output, `done` before.
+  template <class Body>
+  void for_each_run(const PixelTile& tile, int64_t row, int64_t rows, Body&& body) const {
     const bool whole = tile.width == output_.w;  // rows join
     for (int64_t done = 0; done < rows;) {
       const int64_t pixel = tile.first + row + done, w = pixel % tile.width;
       const int64_t count = whole ? rows : std::min(rows - done, tile.width - w);
-      const int64_t first = whole ? pixel : pixel / tile.width * output_.w + tile.column + w;
-      write_run(first, count, column, sums + done * kPairColumns);
+      body(whole ? pixel : pixel / tile.width * output_.w + tile.column + w, done, count);
       done += count;
     }
   }
-
- private:
   void write_run(int64_t first, int64_t count, int64_t column, float* sums) const {
     const int64_t columns = std::min(kPairColumns, output_.c - column);
     if (direct_) {
@@ -103,7 +123,7 @@ inline int64_t pair_panel_ld(int64_t depth) {
 
 inline ForwardPlan plan_pairs(const SeparableConv2dParams& p, int threads) {
   return plan_forward(p.output.n * p.output.h * p.output.w, p.output.w, pair_panel_ld(PairLayout(p).depth),
-                      p.output.c, sizeof(BFloat16), {kPairRows, kPairColumns}, threads, cache_sizes());
+                      p.output.c, sizeof(BFloat16), {kPairRows, kPairColumns, Vec<float>::kLanes}, threads, cache_sizes());
 }
 
 inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Parallel& parallel) {
@@ -155,8 +175,14 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
       } else {
         depthwise.fill(staged, kernel_of_staged, tile, 0, depth, panel, ld);
       }
-      const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
-      for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j) {
+      const int64_t j0 = plan.panels * split / plan.panel_splits,
+                    j1 = plan.panels * (split + 1) / plan.panel_splits;
+      // The rows of the next tile, a few lines before each block.
+      Ahead next_rows;
+      if (in_place && index + 1 < plan.tasks())
+        next_rows = depthwise.ahead(plan.tile((index + 1) % plan.pixel_tiles));
+      const int64_t lines = divide_up(next_rows.lines(), (j1 - j0) * divide_up(tile.count, kPairRows));
+      for (int64_t j = j0; j < j1; ++j) {
         const BFloat16* of_panel = weights + j * panel_size;
         if (weights == nullptr) {
           BFloat16* to = task.get<BFloat16>(weights_slot);
@@ -166,8 +192,14 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
         const int64_t column = j * kPairColumns;
         for (int64_t row = 0; row < tile.count; row += kPairRows) {
           const int64_t count = std::min(kPairRows, tile.count - row);
-          multiply_block(panel + row * ld, ld, count, of_panel, depth, p.output.c - column, sums);
-          output.write(tile, row, count, column, sums);
+          for (int64_t line = 0; line < lines && !next_rows.empty(); ++line, next_rows.advance(1))
+            __builtin_prefetch(next_rows.at(), 0, 2);
+          BFloat16* rounded[kPairRows];
+          const bool only_rounds = output.only_rounds(column);
+          if (only_rounds) output.places(tile, row, count, column, rounded);
+          multiply_block(panel + row * ld, ld, count, of_panel, depth, p.output.c - column, sums,
+                         only_rounds ? rounded : nullptr);
+          if (!only_rounds) output.write(tile, row, count, column, sums);
         }
       }
     }
@@ -180,7 +212,7 @@ inline Kernels with_pairs(Kernels kernels) {
   kernels.packed_bytes[kIndex] = packed_bytes_of_pairs;
   kernels.pack[kIndex] = pack_weights_in_pairs;
   kernels.separable_conv2d[kIndex] = separable_conv2d_pairs;
-  kernels.pair_tile = {kPairRows, kPairColumns};
+  kernels.pair_tile = {kPairRows, kPairColumns, Vec<float>::kLanes};
   kernels.plan_pairs = plan_pairs;
   return kernels;
 }

@@ -23,7 +23,7 @@ struct DotRegisters {
 
 template <int kRows>
 inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* weights, int64_t depth,
-                          float* sums) {
+                          float* sums, BFloat16* const* rounded) {
   __m512 sum[kRows][2];
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
@@ -39,6 +39,11 @@ inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* wei
       sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, w1);
     }
   }
+  if (rounded != nullptr) {
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) store_two(rounded[r], {sum[r][0]}, {sum[r][1]});
+    return;
+  }
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r)
     _mm512_storeu_ps(sums + r * 32, sum[r][0]), _mm512_storeu_ps(sums + r * 32 + 16, sum[r][1]);
@@ -49,10 +54,11 @@ constexpr auto row_kernels(std::integer_sequence<int, kRows...>) {
   return std::array{multiply_rows<kRows + 1>...};
 }
 
-// sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and all columns.
+// sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and all columns; where `rounded` is
+// not null, rounded[r][c] in their stead.
 inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, const BFloat16* weights,
-                           int64_t depth, int64_t /* columns */, float* sums) {
+                           int64_t depth, int64_t /* columns */, float* sums, BFloat16* const* rounded) {
   static constexpr auto kKernels = row_kernels(std::make_integer_sequence<int, kPairRows>{});
-  kKernels[static_cast<size_t>(rows - 1)](panel, ld, weights, depth, sums);
+  kKernels[static_cast<size_t>(rows - 1)](panel, ld, weights, depth, sums, rounded);
 }
 #endif
