@@ -32,9 +32,10 @@ void pretend_cache_sizes(const CacheSizes& pretended) {
 
 PixelTile ForwardPlan::tile(int64_t index) const {
   if (strips == 1) return {0, width, index * pixel_tile, std::min(pixel_tile, pixels - index * pixel_tile)};
-  const int64_t tiles = pixel_tiles / strips, strip = index / tiles, column = width * strip / strips,
-                strip_width = width * (strip + 1) / strips - column;
-  const int64_t size = pixel_tile / divide_up(width, strips) * strip_width, first = index % tiles * size;
+  const int64_t tiles = pixel_tiles / strips, strip = down_strips ? index / tiles : index % strips,
+                row = down_strips ? index % tiles : index / strips;
+  const int64_t column = width * strip / strips, strip_width = width * (strip + 1) / strips - column;
+  const int64_t size = pixel_tile / divide_up(width, strips) * strip_width, first = row * size;
   return {column, strip_width, first, std::min(size, pixels / width * strip_width - first)};
 }
 

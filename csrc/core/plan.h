@@ -39,9 +39,12 @@ struct ForwardPlan {
   bool pack_in_task;       // every task packs the weights that it reads, for itself
   int64_t pixels, width;   // of the output: all pixels, and those of a row
   int64_t strips;          // of columns: where a tile of whole rows would have too few of them
+  // Tiles follow each other down the strips, where a tile finds its upper rows in L2, or across them, where
+  // rows are staged whole.
+  bool down_strips;
   int64_t pixel_tile, pixel_tiles, panels, panel_splits;
   int64_t tasks() const { return pixel_tiles * panel_splits; }
-  PixelTile tile(int64_t index) const;  // down the strips: a tile finds its upper rows in L2
+  PixelTile tile(int64_t index) const;
 };
 ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t out_channels,
                          int64_t compute_bytes, TileShape tile, int threads, const CacheSizes& cache);

@@ -23,6 +23,7 @@ struct WeightedSum {
   int64_t channels;
   Stage<T> stage;  // the middle stage, from this block's first channel; applied while sums are registers
   int64_t output_rows = 1, output_row_step = 0;
+  Stage<T> on_load = {};  // the prologue likewise, where the sources do not hold its results
 
   // Output row r alone.
   WeightedSum row(int64_t r) const {
@@ -31,6 +32,57 @@ struct WeightedSum {
     return one;
   }
 };
+
+// The prologues that are applied to values as they are loaded: no row is copied for them.
+enum class OnLoad { kNothing, kRelu, kClampedAffine };
+
+template <class T>
+inline OnLoad on_load_of(const Stage<T>& stage) {
+  if (stage.empty()) return OnLoad::kNothing;
+  const bool affine = stage.scale != nullptr || stage.shift != nullptr;
+  return !affine && stage.activation == Activation::kRelu ? OnLoad::kRelu : OnLoad::kClampedAffine;
+}
+
+// Vector policies that read what the prologue makes of the values.
+template <class T, class Vector>
+struct Rectified {
+  Vector vector;
+  template <class S>
+  Vec<T> read(const S* p) const {
+    return max(zero<T>(), vector.read(p));
+  }
+  template <class S>
+  void write(S* p, Vec<T> v) const {
+    vector.write(p, v);
+  }
+};
+template <class T, class Vector>
+struct ClampedAffine {
+  Vector vector;
+  Vec<T> scale, shift, low, high;
+  template <class S>
+  Vec<T> read(const S* p) const {
+    return min(high, max(low, fma(vector.read(p), scale, shift)));
+  }
+  template <class S>
+  void write(S* p, Vec<T> v) const {
+    vector.write(p, v);
+  }
+};
+template <OnLoad kOnLoad, class T, class Vector>
+[[gnu::always_inline]] inline auto loading(const Stage<T>& stage, int64_t c, Vector vector) {
+  if constexpr (kOnLoad == OnLoad::kNothing) {
+    return vector;
+  } else if constexpr (kOnLoad == OnLoad::kRelu) {
+    return Rectified<T, Vector>{vector};
+  } else {
+    const T infinity = std::numeric_limits<T>::infinity();
+    return ClampedAffine<T, Vector>{vector, stage.scale != nullptr ? load(stage.scale + c) : broadcast(T(1)),
+                                    stage.shift != nullptr ? load(stage.shift + c) : zero<T>(),
+                                    broadcast(stage.activation == Activation::kNone ? -infinity : T(0)),
+                                    broadcast(stage.activation == Activation::kRelu6 ? T(6) : infinity)};
+  }
+}
 
 // Any taps: kOutputs outputs of one row share each weight.
 template <int kOutputs, class S, class D, class Vector>
@@ -129,11 +181,13 @@ inline void sum_sliding_rows(const WeightedSum<S, D>& s, int64_t at, int64_t c, 
 // Blocks of outputs along the row, all channels of a block before the next one: the sources are then read in
 // the order of memory, which the hardware prefetches. (Channels outermost took 12 % longer at 128 channels
 // and 147 pixels.) `sum(count, at, c, vector)` gets the number of outputs as a constant: kMost, 2 or 1.
-template <int kMost, class S, class D, class Sum>
+template <OnLoad kOnLoad, int kMost, class S, class D, class Sum>
 inline void for_each_block(const WeightedSum<S, D>& s, Sum&& sum) {
   using T = Compute<S>;
   const auto block = [&](auto outputs, int64_t at) {
-    for_each_vector<T>(s.channels, [&](auto vector, int64_t c) { sum(outputs, at, c, vector); });
+    for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+      sum(outputs, at, c, loading<kOnLoad>(s.on_load, c, vector));
+    });
   };
   int64_t at = 0;
   for (; at + kMost <= s.count; at += kMost) block(std::integral_constant<int, kMost>{}, at);
@@ -141,30 +195,31 @@ inline void for_each_block(const WeightedSum<S, D>& s, Sum&& sum) {
   for (; at < s.count; ++at) block(std::integral_constant<int, 1>{}, at);
 }
 
-template <int kTaps, class S, class D>
+template <OnLoad kOnLoad, int kTaps, class S, class D>
 inline void sum_all_sliding(const WeightedSum<S, D>& s) {
-  for_each_block<Registers<Compute<S>>::kUnroll>(s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
-    sum_sliding<kTaps, outputs()>(s, at, c, vector);
-  });
+  for_each_block<kOnLoad, Registers<Compute<S>>::kUnroll>(
+      s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
+        sum_sliding<kTaps, outputs()>(s, at, c, vector);
+      });
 }
 
-template <int kKernelRows, int kTaps, class S, class D>
+template <OnLoad kOnLoad, int kKernelRows, int kTaps, class S, class D>
 inline void sum_all_sliding_rows(const WeightedSum<S, D>& s) {
-  for_each_block<Registers<Compute<S>>::kBlockOutputs>(
+  for_each_block<kOnLoad, Registers<Compute<S>>::kBlockOutputs>(
       s, [&](auto outputs, int64_t at, int64_t c, auto vector) {
         sum_sliding_rows<kKernelRows, kTaps, outputs()>(s, at, c, vector);
       });
 }
 
-template <class S, class D>
+template <OnLoad kOnLoad, class S, class D>
 inline void sum_all_taps(const WeightedSum<S, D>& s) {
-  for_each_block<Registers<Compute<S>>::kUnroll>(
+  for_each_block<kOnLoad, Registers<Compute<S>>::kUnroll>(
       s, [&](auto outputs, int64_t at, int64_t c, auto vector) { sum_taps<outputs()>(s, at, c, vector); });
 }
 
 // One row, with a known number of kernel rows and adjacent taps: addresses stay in registers over the
 // channels, which counts in small maps, where few outputs share them. Same order of additions.
-template <int kKernelRows, int kTaps, int kOutputs, class S, class D>
+template <OnLoad kOnLoad, int kKernelRows, int kTaps, int kOutputs, class S, class D>
 inline void sum_window(const WeightedSum<S, D>& s, int64_t at) {
   using T = Compute<S>;
   const int64_t step = s.source_step,
@@ -177,7 +232,8 @@ inline void sum_window(const WeightedSum<S, D>& s, int64_t at) {
     weights[r] = s.weights[r] + s.taps[0].weight;
   }
   D* const output = s.output + at * s.output_step;
-  for_each_vector<T>(s.channels, [&](auto vector, int64_t c) {
+  for_each_vector<T>(s.channels, [&](auto plain, int64_t c) {
+    const auto vector = loading<kOnLoad>(s.on_load, c, plain);
     Vec<T> sums[kOutputs];
 #pragma GCC unroll 16
     for (int u = 0; u < kOutputs; ++u) sums[u] = zero<T>();
@@ -205,41 +261,57 @@ inline void sum_window(const WeightedSum<S, D>& s, int64_t at) {
   });
 }
 
-template <int kKernelRows, int kTaps, class S, class D>
+template <OnLoad kOnLoad, int kKernelRows, int kTaps, class S, class D>
 inline void sum_all_windows(const WeightedSum<S, D>& s) {
   constexpr int kMost = Registers<Compute<S>>::kUnroll;
   int64_t at = 0;
   if constexpr (kTaps == 3) {
-    for (; at + kMost <= s.count; at += kMost) sum_window<kKernelRows, kTaps, kMost>(s, at);
-    for (; at + 2 <= s.count; at += 2) sum_window<kKernelRows, kTaps, 2>(s, at);
+    for (; at + kMost <= s.count; at += kMost) sum_window<kOnLoad, kKernelRows, kTaps, kMost>(s, at);
+    for (; at + 2 <= s.count; at += 2) sum_window<kOnLoad, kKernelRows, kTaps, 2>(s, at);
   }
-  for (; at < s.count; ++at) sum_window<kKernelRows, kTaps, 1>(s, at);
+  for (; at < s.count; ++at) sum_window<kOnLoad, kKernelRows, kTaps, 1>(s, at);
 }
 
-template <class S, class D>
-inline void weighted_sum(const WeightedSum<S, D>& s) {
+template <OnLoad kOnLoad, class S, class D>
+inline void weighted_sum_of(const WeightedSum<S, D>& s) {
   bool adjacent = s.tap_count > 0;
   for (int64_t t = 1; t < s.tap_count; ++t)
     adjacent &= s.taps[t].source == s.taps[t - 1].source + s.source_step;
   if (s.output_rows > 1) {
-    if (adjacent && s.kernel_rows == 3 && s.tap_count == 3) return sum_all_sliding_rows<3, 3>(s);
-    if (adjacent && s.kernel_rows == 3 && s.tap_count == 2) return sum_all_sliding_rows<3, 2>(s);  // borders
-    if (adjacent && s.kernel_rows == 5 && s.tap_count == 5) return sum_all_sliding_rows<5, 5>(s);
-    for (int64_t r = 0; r < s.output_rows; ++r) weighted_sum(s.row(r));
+    if (adjacent && s.kernel_rows == 3 && s.tap_count == 3) return sum_all_sliding_rows<kOnLoad, 3, 3>(s);
+    if (adjacent && s.kernel_rows == 3 && s.tap_count == 2)  // borders
+      return sum_all_sliding_rows<kOnLoad, 3, 2>(s);
+    if (adjacent && s.kernel_rows == 5 && s.tap_count == 5) return sum_all_sliding_rows<kOnLoad, 5, 5>(s);
+    for (int64_t r = 0; r < s.output_rows; ++r) weighted_sum_of<kOnLoad>(s.row(r));
     return;
   }
-  if (adjacent && s.tap_count == 3 && s.kernel_rows == 3) return sum_all_windows<3, 3>(s);
-  if (adjacent && s.tap_count == 3 && s.kernel_rows == 2) return sum_all_windows<2, 3>(s);
+  if (adjacent && s.tap_count == 3 && s.kernel_rows == 3) return sum_all_windows<kOnLoad, 3, 3>(s);
+  if (adjacent && s.tap_count == 3 && s.kernel_rows == 2) return sum_all_windows<kOnLoad, 2, 3>(s);
   if (adjacent && s.count == 1) {  // borders and the smallest maps
-    if (s.tap_count == 2 && s.kernel_rows == 3) return sum_all_windows<3, 2>(s);
-    if (s.tap_count == 2 && s.kernel_rows == 2) return sum_all_windows<2, 2>(s);
-    if (s.tap_count == 1 && s.kernel_rows == 1) return sum_all_windows<1, 1>(s);
+    if (s.tap_count == 2 && s.kernel_rows == 3) return sum_all_windows<kOnLoad, 3, 2>(s);
+    if (s.tap_count == 2 && s.kernel_rows == 2) return sum_all_windows<kOnLoad, 2, 2>(s);
+    if (s.tap_count == 1 && s.kernel_rows == 1) return sum_all_windows<kOnLoad, 1, 1>(s);
   }
   adjacent &= s.count > 1;
-  if (adjacent && s.tap_count == 3) return sum_all_sliding<3>(s);
-  if (adjacent && s.tap_count == 5) return sum_all_sliding<5>(s);
-  if (adjacent && s.tap_count == 7) return sum_all_sliding<7>(s);
-  sum_all_taps(s);
+  if (adjacent && s.tap_count == 3) return sum_all_sliding<kOnLoad, 3>(s);
+  if (adjacent && s.tap_count == 5) return sum_all_sliding<kOnLoad, 5>(s);
+  if (adjacent && s.tap_count == 7) return sum_all_sliding<kOnLoad, 7>(s);
+  sum_all_taps<kOnLoad>(s);
+}
+
+template <class S, class D>
+inline void weighted_sum(const WeightedSum<S, D>& s) {
+  if constexpr (std::is_same_v<S, D>) {  // as a panel takes them: what else there is reads staged rows
+    switch (on_load_of(s.on_load)) {
+      case OnLoad::kRelu:
+        return weighted_sum_of<OnLoad::kRelu>(s);
+      case OnLoad::kClampedAffine:
+        return weighted_sum_of<OnLoad::kClampedAffine>(s);
+      case OnLoad::kNothing:
+        break;
+    }
+  }
+  weighted_sum_of<OnLoad::kNothing>(s);
 }
 
 // One direction along one axis pair: which taps to use where. Built once a call, shared by all threads.
@@ -284,6 +356,7 @@ class DepthwiseRow {
   void run(const DepthwisePlan& plan, Rows& rows, const DepthwiseWeights<T>& weights, int64_t n, int64_t at,
            int64_t count, int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, D* output,
            int64_t output_step, int64_t output_row_step) {
+    const Stage<T> on_load = rows.on_load();
     taps_at(plan.vertical, plan.direction, at, vertical_);
     sources_.clear(), weights_.clear();
     for (const Tap& tap : vertical_) {
@@ -300,11 +373,11 @@ class DepthwiseRow {
       taps_.clear();
       for (const Tap& tap : segment.taps)
         taps_.push_back({(tap.source + j0 * segment.source_step) * pixel, tap.kernel_index * weights.ld});
-      weighted_sum(
-          WeightedSum<S, D>{sources_.data(), weights_.data(), static_cast<int64_t>(weights_.size()),
-                            taps_.data(), static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
-                            output + (segment.begin + j0 * segment.step - begin) * output_step,
-                            segment.step * output_step, j1 - j0, channels, stage, count, output_row_step});
+      weighted_sum(WeightedSum<S, D>{
+          sources_.data(), weights_.data(), static_cast<int64_t>(weights_.size()), taps_.data(),
+          static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
+          output + (segment.begin + j0 * segment.step - begin) * output_step, segment.step * output_step,
+          j1 - j0, channels, stage, count, output_row_step, on_load});
     }
   }
 

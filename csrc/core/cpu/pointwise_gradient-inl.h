@@ -141,34 +141,38 @@ void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& paralle
 
   // Without a depthwise the input itself is the right factor.
   const bool narrow = columns_are_near(plan.pixel_chunk, p.input.stride_w * int64_t{sizeof(S)});
+  const bool in_place = std::is_same_v<S, T> && RowsInPlace<S>::serves(p);
   parallel.share(plan.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t block = std::min(plan.depth_block, round_up(depth, kTileColumns<T>)),
                   ld = panel_ld<T>(block);
     const size_t panel_slot = task.add<T>(plan.pixel_chunk * ld);
     GradientColumns<S> gradient(gy, plan.pixel_chunk, task);
-    RowSource<S> rows(depthwise.rows(), block, task);
+    RowsInPlace<T> rows(p.input, depthwise.prologue);
+    RowSource<S> staged(in_place ? typename RowSource<S>::Shape{} : depthwise.rows(), block, task);
     DepthwiseRow<T> kernel(p.window);
     T* panel = task.get<T>(panel_slot);
     for (int64_t index; tasks.next(index);) {
       const int64_t split = index % plan.pixel_splits, c0 = index / plan.pixel_splits * plan.depth_block;
       const int64_t channels = std::min(plan.depth_block, depth - c0);
-      rows.select(c0, channels);
+      rows.select(c0, channels), staged.select(c0, channels);
       const int64_t begin_pixel = plan.first_pixel(split), end_pixel = plan.first_pixel(split + 1);
       for (int64_t first = begin_pixel; first < end_pixel; first += plan.pixel_chunk) {
         const int64_t count = std::min(plan.pixel_chunk, end_pixel - first), next = first + count,
                       next_count = std::min(plan.pixel_chunk, end_pixel - next);
+        const PixelTile tile{0, gy.w, first, count};
         typename DepthwiseStage<S>::Values values{panel, ld};
-        if (narrow) {
-          values = depthwise.values(rows, kernel, {0, gy.w, first, count}, c0, channels, panel, ld);
+        if (narrow && depthwise.is_input()) {
+          values = depthwise.input(tile, c0);
+        } else if (in_place) {
+          depthwise.fill(rows, kernel, tile, c0, channels, panel, ld);
         } else {
-          depthwise.fill(rows, kernel, first, count, c0, channels, panel, ld);
+          depthwise.fill(staged, kernel, tile, c0, channels, panel, ld);
         }
         Ahead ahead;
         if (next_count > 0) {
           ahead = gradient.ahead(next, next_count);
-          if (channels == depth && rows.in_place())
-            ahead.then(depthwise.ahead({0, gy.w, next, next_count}));
+          if (channels == depth && in_place) ahead.then(depthwise.ahead({0, gy.w, next, next_count}));
         }
         product.chunk(split, gradient, first, count, values.data, values.ld, c0, channels,
                       first != begin_pixel, ahead);

@@ -75,6 +75,7 @@ class RowSource {
                                           : row_average_size(shape_.image.h, shape_.row_average_stride);
   }
   int64_t pixel_stride() const { return in_place_ ? shape_.image.stride_w : ld_; }
+  Stage<T> on_load() const { return {}; }  // rows hold what the prologue makes of them
 
   // Pixel 0, first selected channel of a row; valid until window_rows other rows of the same image were asked
   // for.
@@ -163,4 +164,36 @@ class RowSource {
   size_t single_ = 0;            // a row before its channels are repeated
   size_t next_ = 0;              // the next row of an average
   ScratchVector<int64_t> held_;  // which row each slot of the ring holds
+};
+
+// Rows that are read where they lie, of type S; the depthwise applies the prologue as it loads them.
+template <class S>
+class RowsInPlace {
+ public:
+  using T = Compute<S>;
+  RowsInPlace(const Image& image, const Stage<T>& prologue) : image_(image), prologue_(prologue) {}
+
+  // A prologue is applied at each load of a value: few enough where neighbours share their loads.
+  static bool serves(const SeparableConv2dParams& p) {
+    const Window& window = p.window;
+    const Prologue& prologue = p.prologue;
+    const bool empty =
+        prologue.scale == nullptr && prologue.shift == nullptr && prologue.activation == Activation::kNone;
+    const bool shared_loads =
+        window.stride[0] == 1 && window.stride[1] == 1 && window.dilation[0] == 1 && window.dilation[1] == 1;
+    return channels_are_adjacent(p.input) && p.depth_multiplier == 1 && prologue.row_average_stride == 0 &&
+           (empty || (shared_loads && prologue.activation != Activation::kHardSwish));
+  }
+
+  void select(int64_t first, int64_t /* count */) { first_ = first; }
+  int64_t pixel_stride() const { return image_.stride_w; }
+  const S* row(int64_t n, int64_t r) const {
+    return static_cast<const S*>(image_.data) + n * image_.stride_n + r * image_.stride_h + first_;
+  }
+  Stage<T> on_load() const { return prologue_.from(first_); }
+
+ private:
+  Image image_;
+  Stage<T> prologue_;
+  int64_t first_ = 0;
 };

@@ -117,17 +117,20 @@ class DepthwiseStage {
     }
   }
 
-  // The left factor of a tile's product: what fill() leaves in `buffer`, or the input where it lies.
+  // The left factor of a tile's product: what fill() leaves in a buffer or, where that would be a copy of it,
+  // the input where it lies.
   struct Values {
     const T* data;
     int64_t ld;
   };
-  Values values(RowSource<S>& rows, DepthwiseRow<T>& kernel, const PixelTile& tile, int64_t c0,
-                int64_t channels, T* buffer, int64_t ld) const {
+  bool is_input() const {
+    const Window& window = p_.window;
+    return std::is_same_v<S, T> && !p_.has_depthwise() && RowsInPlace<S>::serves(p_) && prologue.empty() &&
+           middle.empty() && window.stride[0] == 1 && window.stride[1] == 1 && pixels_are_linear(p_.input);
+  }
+  Values input(const PixelTile& tile, int64_t c0) const {
     const Image& in = p_.input;
-    if (is_input(rows)) return {static_cast<const T*>(in.data) + tile.first * in.stride_w + c0, in.stride_w};
-    fill(rows, kernel, tile, c0, channels, buffer, ld);
-    return {buffer, ld};
+    return {static_cast<const T*>(in.data) + tile.first * in.stride_w + c0, in.stride_w};
   }
 
   // What a tile reads and the tile above it did not: of each of its rows the lowest pixels. For rows that are
@@ -147,12 +150,6 @@ class DepthwiseStage {
   Stage<T> prologue, middle;
 
  private:
-  // Whether the depthwise output is the input as it lies in memory.
-  bool is_input(const RowSource<S>& rows) const {
-    const Window& window = p_.window;
-    return !p_.has_depthwise() && rows.in_place() && middle.empty() && window.stride[0] == 1 &&
-           window.stride[1] == 1 && pixels_are_linear(p_.input);
-  }
   // The input pixel at the foot of the window of output `w` of a row, rows counted over all images.
   const S* lowest(int64_t row, int64_t w) const {
     const Image& in = p_.input;
@@ -228,9 +225,10 @@ class WeightPanels {
 };
 
 template <class S>
-void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& plan,
-                            const Parallel& parallel) {
+void separable_conv2d_tiles(const SeparableConv2dParams& p, ForwardPlan plan, const Parallel& parallel) {
   using T = Compute<S>;
+  const bool in_place = std::is_same_v<S, T> && RowsInPlace<S>::serves(p);
+  plan.down_strips = in_place;
   Scratch call(ScratchUse::kCall);
   DepthwiseStage<S> depthwise(p, call);
   StageVectors<S> epilogue_vectors(p.epilogue, p.output.c, call);
@@ -257,11 +255,12 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
     Scratch task(ScratchUse::kTask);
     const int64_t ld = panel_ld<T>(depth);
     const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
-    RowSource<S> rows(depthwise.rows(), depth, task);
+    RowsInPlace<T> rows(p.input, depthwise.prologue);
+    RowSource<S> staged(in_place ? typename RowSource<S>::Shape{} : depthwise.rows(), depth, task);
     OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
     WeightPanels<S> panels(p, weights.data, depth, plan.tasks() <= workers, task);
     DepthwiseRow<T> kernel(p.window);
-    rows.select(0, depth);
+    staged.select(0, depth);
     T* panel = task.get<T>(panel_slot);
     const bool stream_weights = panels.bytes() > cache_sizes().l2 / 4;
     const auto multiply_panel = [&](const TileValues<T>& open, int64_t j, Ahead& ahead) {
@@ -279,11 +278,18 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, const ForwardPlan& p
       const int64_t split = index / plan.pixel_tiles, at = index % plan.pixel_tiles;
       const PixelTile tile = plan.tile(at);
       own.wait_for_guests();
-      const auto values = depthwise.values(rows, kernel, tile, 0, depth, panel, ld);
+      typename DepthwiseStage<S>::Values values{panel, ld};
+      if (depthwise.is_input()) {
+        values = depthwise.input(tile, 0);
+      } else if (in_place) {
+        depthwise.fill(rows, kernel, tile, 0, depth, panel, ld);
+      } else {
+        depthwise.fill(staged, kernel, tile, 0, depth, panel, ld);
+      }
       own.open({tile, values.data, values.ld}, plan.panels * split / plan.panel_splits,
                plan.panels * (split + 1) / plan.panel_splits);
       Ahead next_rows;
-      if (rows.in_place() && at + 1 < plan.pixel_tiles) next_rows = depthwise.ahead(plan.tile(at + 1));
+      if (in_place && at + 1 < plan.pixel_tiles) next_rows = depthwise.ahead(plan.tile(at + 1));
       for (int64_t j; own.take_panel(j);) {
         Ahead next_weights;
         if (stream_weights && own.panels_left() > 0) next_weights = panels.ahead(j + 1);

@@ -78,6 +78,7 @@ class GradientRing {
 
   // As a source of rows for DepthwiseRow.
   int64_t pixel_stride() const { return in_place_ ? gy_.stride_w : ld_; }
+  Stage<T> on_load() const { return {}; }
   int64_t row_stride() const { return in_place_ ? gy_.stride_h : gy_.w * ld_; }
   int64_t image_stride() const { return in_place_ ? gy_.stride_n : gy_.h * row_stride(); }
   const T* row(int64_t n, int64_t r) {
@@ -408,10 +409,10 @@ class InputPass<S>::Task {
           for (const Tap& tap : horizontal_)
             taps_.push_back({row.source * ring_.row_stride() + tap.source * ring_.pixel_stride(),
                              (row.kernel_index * from_c0.kernel_width + tap.kernel_index) * from_c0.ld});
-        sum_all_taps(WeightedSum<T, T>{&g, &from, 1, taps_.data(), static_cast<int64_t>(taps_.size()),
-                                       ring_.image_stride(),
-                                       result_.row(n0, h, c0_, h) + w * result_.pixel_stride(),
-                                       result_.image_stride(), n1 - n0, channels_, Stage<T>{}});
+        sum_all_taps<OnLoad::kNothing>(
+            WeightedSum<T, T>{&g, &from, 1, taps_.data(), static_cast<int64_t>(taps_.size()),
+                              ring_.image_stride(), result_.row(n0, h, c0_, h) + w * result_.pixel_stride(),
+                              result_.image_stride(), n1 - n0, channels_, Stage<T>{}});
       }
     }
     for (int64_t n = n0; n < n1; ++n)

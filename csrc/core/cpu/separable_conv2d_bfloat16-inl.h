@@ -32,20 +32,6 @@ inline void pack_weights_in_pairs(const SeparableConv2dParams& p, void* packed) 
                layout.pointwise(packed) + j * pair_panel_size(layout.depth));
 }
 
-// Rows read where they lie, widened by the depthwise itself.
-struct RowsInPlace {
-  Image image;
-  static bool serves(const SeparableConv2dParams& p) {
-    return channels_are_adjacent(p.input) && p.depth_multiplier == 1 && p.prologue.row_average_stride == 0 &&
-           p.prologue.scale == nullptr && p.prologue.shift == nullptr &&
-           p.prologue.activation == Activation::kNone;
-  }
-  int64_t pixel_stride() const { return image.stride_w; }
-  const BFloat16* row(int64_t n, int64_t r) const {
-    return static_cast<const BFloat16*>(image.data) + n * image.stride_n + r * image.stride_h;
-  }
-};
-
 // Blocks of sums into the tensor: straight where its layout is the kernel's, else from L1.
 class PairTiles {
  public:
@@ -123,14 +109,16 @@ inline int64_t pair_panel_ld(int64_t depth) {
 
 inline ForwardPlan plan_pairs(const SeparableConv2dParams& p, int threads) {
   return plan_forward(p.output.n * p.output.h * p.output.w, p.output.w, pair_panel_ld(PairLayout(p).depth),
-                      p.output.c, sizeof(BFloat16), {kPairRows, kPairColumns, Vec<float>::kLanes}, threads, cache_sizes());
+                      p.output.c, sizeof(BFloat16), {kPairRows, kPairColumns, Vec<float>::kLanes}, threads,
+                      cache_sizes());
 }
 
 inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Parallel& parallel) {
   if (!p.has_pointwise()) return depthwise_conv2d<BFloat16>(p, parallel);
   const PairLayout layout(p);
   const int64_t depth = layout.depth, panel_size = pair_panel_size(depth), ld = pair_panel_ld(depth);
-  const ForwardPlan plan = plan_pairs(p, parallel.threads);
+  ForwardPlan plan = plan_pairs(p, parallel.threads);
+  plan.down_strips = RowsInPlace<BFloat16>::serves(p);
   // Weights that a thread uses once are packed by it, panel by panel, right before their use; others first,
   // by all threads.
   const bool used_once = plan.pixel_tiles == 1 || (plan.pack_in_task && plan.tasks() <= parallel.threads);
@@ -154,10 +142,10 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
 
   parallel.share(plan.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
-    const bool in_place = RowsInPlace::serves(p);
+    const bool in_place = RowsInPlace<BFloat16>::serves(p);
     const size_t panel_slot = task.add<BFloat16>(round_up(plan.pixel_tile, kPairRowsRead) * ld),
                  weights_slot = task.add<BFloat16>(weights == nullptr ? panel_size : 0);
-    RowsInPlace rows{p.input};
+    RowsInPlace<BFloat16> rows(p.input, depthwise.prologue);
     RowSource<BFloat16> staged(in_place ? RowSource<BFloat16>::Shape{} : depthwise.rows(), depth, task);
     DepthwiseRow<BFloat16> kernel(p.window);
     DepthwiseRow<float> kernel_of_staged(p.window);

@@ -51,8 +51,8 @@ inline void multiply_tiles(const BFloat16* panel, int64_t ld, const BFloat16* we
   if constexpr (kRows > 1 && kColumns > 1) _tile_stored(3, sums + 16 * 32 + 16, sums_bytes);
 }
 
-// sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and at least `columns` columns; where
-// `rounded` is not null, rounded[r][c] too, of all 32 columns.
+// sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and at least `columns` columns;
+// where `rounded` is not null, rounded[r][c] too, of all 32 columns.
 inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, const BFloat16* weights,
                            int64_t depth, int64_t columns, float* sums, BFloat16* const* rounded) {
   if (rows > 16) {
