@@ -82,6 +82,15 @@ CHAINS: dict[str, Layers] = {
         nn.ReLU(),
     ],
     "one_by_one_map": lambda: [_separable(6, 8, stride=9), nn.BatchNorm2d(8)],
+    # Its last result is smaller than the weights behind it, and kept.
+    "small_maps": lambda: [
+        _separable(6, 21, stride=5),
+        nn.BatchNorm2d(21),
+        nn.ReLU(),
+        _separable(21, 24),
+        nn.BatchNorm2d(24),
+        nn.ReLU6(),
+    ],
 }
 every_chain = pytest.mark.parametrize("name", CHAINS)
 MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
@@ -305,6 +314,22 @@ def test_autocast_runs_in_bfloat16(chains):
         assert (a - e).norm() <= 2 * (p - e).norm() + 5e-3 * e.norm()  # a channel here or there flips a kink
 
 
+@pytest.mark.parametrize(("name", "kept"), [("three", 2), ("small_maps", 2), ("xception", 0)])
+def test_raw_results_that_are_kept(name, kept, monkeypatch):
+    """All but the last, and that where it is smaller than its weights."""
+    seen: list[int] = []
+    forward = chain_module._forward
+
+    def spied(*arguments, **keywords):
+        results = forward(*arguments, **keywords)
+        seen.append(len(results[1]))
+        return results
+
+    monkeypatch.setattr(chain_module, "_forward", spied)
+    _twins(name)[0](_images().requires_grad_())
+    assert seen == [kept]
+
+
 def test_saved_memory_of_a_block():
     """[ReLU, separable convolution, batch norm] saves its input, and no more than vectors beside it."""
     block = FusedSequential(nn.ReLU(), _separable(32, 32), nn.BatchNorm2d(32))
@@ -509,8 +534,9 @@ def test_a_slice_and_a_pickle_are_fused_too(chains):
     torch.testing.assert_close(fused[3:](fused[:3](x)), expected)
 
 
-def test_retain_graph_and_two_backwards():
-    fused, stock = _twins("three")
+@pytest.mark.parametrize("name", ["three", "small_maps"])
+def test_retain_graph_and_two_backwards(name):
+    fused, stock = _twins(name)
     x = _images()
     for module in (fused, stock):
         output = module(x).square().sum()

@@ -31,6 +31,12 @@ struct Unit {
   int64_t statistics;                                       // where this unit's begin
 
   int64_t channels() const { return output[1]; }
+  // Whether the result takes no more memory than the weights: on small maps it costs next to nothing to keep,
+  // and a product with all the weights to compute again.
+  bool is_small() const {
+    const auto [n, c, h, w] = output;
+    return pointwise_weight.defined() && n * h * w <= pointwise_weight.size(1);
+  }
   // With neither image.
   SeparableConv2dParams convolution() const {
     SeparableConv2dParams params;
@@ -82,6 +88,10 @@ class Chain {
 
   const std::vector<Unit>& units() const { return units_; }
   const Unit& last() const { return units_.back(); }
+  // Whether the backward gets what the convolution of unit i made; of the last one, only where it is small.
+  bool keeps(size_t i) const {
+    return units_[i].convolves && (i + 1 < units_.size() || units_[i].is_small());
+  }
   Activation activation() const { return activation_; }
   int64_t statistics() const { return last().statistics + kStatistics * last().channels(); }
   int64_t compute_bytes() const { return dtype_ == DType::kFloat64 ? 8 : 4; }
@@ -254,11 +264,12 @@ std::tuple<Tensor, Tensors, Tensor> forward(const Tensor& input, Tensors paramet
     params.shift = chain.statistic(statistics, unit, kShift);
     batch_norm_statistics(params, torch_threads());
     count_batch(checks, running[3 * i + 2], input);
-    if (keep && i + 1 < units.size() && unit.convolves) raws.push_back(raw);
+    if (keep && chain.keeps(i)) raws.push_back(raw);
   }
 
   const Unit& last = chain.last();
-  const bool in_place = last.convolves && is_channels_last(input);
+  const bool kept = keep && chain.keeps(units.size() - 1);
+  const bool in_place = last.convolves && !kept && is_channels_last(input);
   const Tensor output = in_place ? raw : empty_image(checks, "output", last.output, input);
   BatchNormParams params;
   params.dtype = last.dtype;
@@ -276,7 +287,8 @@ class Gradients {
  public:
   Gradients(const Checks& checks, const Chain& chain, const Tensor& like) : checks_(checks), like_(like) {
     const auto& units = chain.units();
-    for (size_t i = 0; i + 1 < units.size(); ++i) {
+    for (size_t i = 0; i < units.size(); ++i) {
+      if (i + 1 == units.size() && !chain.keeps(i)) break;  // what is computed again gives its place
       const auto [n, c, h, w] = units[i].output;
       const size_t turn = (units.size() - 1 - i) % 2;
       bytes_[turn] = std::max(bytes_[turn], n * c * h * w * static_cast<int64_t>(bytes_of(units[i].dtype)));
@@ -308,10 +320,11 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
   checks.like_input(grad_output, "grad_output", input);
   checks.shape(grad_output, "grad_output", chain.last().output);
   checks.length("output_mask", output_mask, 1 + parameters.size());
-  // What a unit's convolution made, but the last one's, which is computed again.
+  // What a unit's convolution made; the last one's is computed again where it was not kept.
   if (!units[0].convolves && units.size() > 1) raws.insert(raws.begin(), input);
-  checks.length("raws", raws, units.size() - 1);
-  for (size_t i = 0; i + 1 < units.size(); ++i) {
+  const bool kept = chain.keeps(units.size() - 1);
+  checks.length("raws", raws, units.size() - (kept ? 0 : 1));
+  for (size_t i = 0; i < raws.size(); ++i) {
     checks.like_input(raws[i], "raws", input);
     checks.shape(raws[i], "raws", units[i].output);
   }
@@ -356,7 +369,8 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     void* grad_pointwise = unit.pointwise_weight.defined() ? results[parameter++] : nullptr;
 
     const Tensor& source = i == 0 ? input : raws[i - 1];
-    const Tensor raw = last ? convolve(checks, chain, i, source, statistics) : raws[i];
+    const bool again = last && !kept;
+    const Tensor raw = again ? convolve(checks, chain, i, source, statistics) : raws[i];
     BatchNormBackwardParams norm;
     norm.dtype = unit.dtype;
     norm.input = read_from(raw);
@@ -370,7 +384,7 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     if (!unit.convolves) {
       norm.grad_input = write_if_wanted(grad_input);
     } else {
-      norm.grad_input = last ? write_to(raw) : gradient;  // in place
+      norm.grad_input = again ? write_to(raw) : last ? between.of(chain, i) : gradient;  // in place
     }
     norm.grad_weight = results[parameter], norm.grad_bias = results[parameter + 1];
     batch_norm_backward(norm, torch_threads());
