@@ -16,6 +16,7 @@ SPLITS = {
     "separable_conv2d": [
         {"batch": 1, "in_channels": 20, "out_channels": 24, "output_size": (40, 41)},
         {"batch": 3, "in_channels": 300, "out_channels": 520, "output_size": (2, 2)},
+        {"batch": 10, "in_channels": 300, "out_channels": 520, "output_size": (2, 2)},  # pixels as columns
         {"batch": 9, "in_channels": 17, "out_channels": 33, "output_size": (13, 11), "depth_multiplier": 2},
         {
             "batch": 5,

@@ -52,9 +52,6 @@ ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t o
   const int64_t weights = depth * out_channels, values = pixels * (depth + out_channels);
   plan.few_pixels =
       weights * compute_bytes > 2 * cache.l2 ? 4 * values <= 5 * weights : 2 * values <= weights;
-  // There the pixels are columns, in whole vectors: too many empty lanes, or the broadcasts of a lone vector,
-  // cost more than packing.
-  plan.few_pixels &= pixels >= 2 * tile.lanes && 5 * round_up(pixels, tile.lanes) <= 6 * pixels;
   // Packing costs a few percent of the arithmetic on a hundred pixels; fetching it from another core costs
   // more, unless many cores share the work.
   plan.pack_in_task = threads <= kFewThreads;
@@ -88,6 +85,10 @@ ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t o
   }
   plan.pixel_tile = divide_up(pixels, std::max<int64_t>(1, plan.pixel_tiles));
   plan.pixel_tiles = plan.pixel_tile == 0 ? 0 : divide_up(pixels, plan.pixel_tile);
+  // Few pixels are columns, in whole vectors: many empty lanes, or the broadcasts of a lone vector, cost more
+  // than packing weights that are used once.
+  const bool fills_vectors = pixels >= 2 * tile.lanes && 5 * round_up(pixels, tile.lanes) <= 6 * pixels;
+  if (!fills_vectors && plan.tasks() <= threads) plan.few_pixels = false;
   return plan;
 }
 

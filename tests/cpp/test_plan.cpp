@@ -53,6 +53,10 @@ int main() {
               }
               require(std::all_of(covered.begin(), covered.end(), [](int times) { return times == 1; }),
                       "forward tiles do not cover each pixel once", pixels, depth, threads);
+              // Pixels as columns are for those that fill their vectors, or weights that are used again.
+              require(!plan.few_pixels || plan.tasks() > threads ||
+                          (pixels >= 2 * tile.lanes && 5 * round_up(pixels, tile.lanes) <= 6 * pixels),
+                      "few pixels leave vectors empty", pixels, depth, threads);
               require(plan.panel_splits >= 1 && plan.panel_splits <= plan.panels,
                       "a split without weight panels", pixels, out_channels, threads);
               const bool smallest = plan.pixel_tile <= 2 * tile.rows;

@@ -125,10 +125,13 @@ void multiply_tile(const Tile<T>& tile) {
     }
 
   // The lines of the result are in no cache as a rule: asked for now, they are there when the sums are done.
+  if (!out.accumulate) {
+    constexpr int kVectorsOfLine = std::max<int>(1, Ahead::kLine / (kLanes * sizeof(T)));
 #pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(to + r * out.ld + v * kLanes, 1);
+      for (int v = 0; v < kVectors; v += kVectorsOfLine) __builtin_prefetch(to + r * out.ld + v * kLanes, 1);
+  }
 
   const int64_t row_step = kTransposed ? 1 : tile.panel.row_step,
                 depth_step = kTransposed ? tile.panel.depth_step : 1, weights_ld = tile.weights_ld;

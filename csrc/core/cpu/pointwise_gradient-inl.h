@@ -17,6 +17,10 @@ class GradientTiles {
     load_pixels<S>(x_, first, count, 0, x_.c, to, ld());
     return to;
   }
+  Ahead ahead(int64_t first, int64_t count) const {
+    if (!direct_) return {};
+    return {static_cast<const S*>(x_.data) + first * x_.stride_w, count * x_.stride_w * int64_t{sizeof(S)}};
+  }
 
  private:
   Image x_;

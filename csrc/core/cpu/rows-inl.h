@@ -1,6 +1,6 @@
-// Input rows for the kernels: channels-last, compute type, prologue applied. A row that is already so in
-// memory is read where it lies; any other (NCHW, bf16, row average, depth multiplier, activation) is staged
-// once into a ring of rows.
+// Input rows for the kernels: channels-last, compute type, prologue applied. RowSource reads a row that is
+// already so in memory where it lies; any other (NCHW, bf16, row average, depth multiplier, prologue) it
+// stages once into a ring of rows. RowsInPlace leaves the prologue to the depthwise.
 
 // Rows averaged into row r: the forward of the 3-row average.
 struct RowMean {
@@ -179,8 +179,9 @@ class RowsInPlace {
     const Prologue& prologue = p.prologue;
     const bool empty =
         prologue.scale == nullptr && prologue.shift == nullptr && prologue.activation == Activation::kNone;
-    const bool shared_loads =
-        window.stride[0] == 1 && window.stride[1] == 1 && window.dilation[0] == 1 && window.dilation[1] == 1;
+    const int64_t taps = window.kernel[1];
+    const bool shared_loads = window.stride[0] == 1 && window.stride[1] == 1 && window.dilation[0] == 1 &&
+                              window.dilation[1] == 1 && (taps == 1 || taps == 3 || taps == 5);
     return channels_are_adjacent(p.input) && p.depth_multiplier == 1 && prologue.row_average_stride == 0 &&
            (empty || (shared_loads && prologue.activation != Activation::kHardSwish));
   }

@@ -308,9 +308,12 @@ class InputPass<S>::Task {
   void tile(int64_t t, int64_t first, int64_t last) {
     const int64_t height = p_.output.h, width = p_.output.w, pixels = (last - first) * width;
     if (p_.has_pointwise()) {
-      Ahead ahead;  // the input, which the weight gradient reads next
+      Ahead ahead;  // the input, which the weight gradient reads next; then grad_output of the next tile
       if (pass_.b_.grad_depthwise_weight != nullptr && channels_ == pass_.depth_ && rows_.in_place())
         ahead = pass_.depthwise_.ahead({0, width, first * width, pixels});
+      const int64_t rows_left = p_.output.n * height - last;
+      if (rows_left > 0)
+        ahead.then(gradient_.ahead(last * width, std::min(pass_.plan_.tile_rows, rows_left) * width));
       multiply(gradient_.tile(first * width, pixels), pixels, ring_.tile(t), ahead);
     } else if (!ring_.in_place()) {
       load_pixels<S>(p_.output, first * width, pixels, c0_, channels_, ring_.tile(t), ring_.pixel_stride());

@@ -165,11 +165,12 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
       }
       const int64_t j0 = plan.panels * split / plan.panel_splits,
                     j1 = plan.panels * (split + 1) / plan.panel_splits;
-      // The rows of the next tile, a few lines before each block.
+      // The rows of the next tile, a few lines before each block; never more than it has steps to hide them.
       Ahead next_rows;
       if (in_place && index + 1 < plan.tasks())
         next_rows = depthwise.ahead(plan.tile((index + 1) % plan.pixel_tiles));
-      const int64_t lines = divide_up(next_rows.lines(), (j1 - j0) * divide_up(tile.count, kPairRows));
+      const int64_t lines = std::min(
+          divide_up(next_rows.lines(), (j1 - j0) * divide_up(tile.count, kPairRows)), divide_up(depth, 2));
       for (int64_t j = j0; j < j1; ++j) {
         const BFloat16* of_panel = weights + j * panel_size;
         if (weights == nullptr) {

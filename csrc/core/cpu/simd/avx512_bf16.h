@@ -9,9 +9,6 @@ inline Vec<float> load_pairs(const BFloat16* p, int values) {
 inline void store_two(BFloat16* p, Vec<float> low, Vec<float> high) {
   _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)));
 }
-inline void store_two(float* p, Vec<float> low, Vec<float> high) {
-  store(p, low), store(p + 16, high);
-}
 
 #ifndef SEPCONV_SIMD_AMX
 inline constexpr int64_t kPairRows = 14, kPairRowsRead = 1;  // 28 accumulators, 2 weights

@@ -39,12 +39,11 @@
 #endif
 
 #if defined(SEPCONV_SIMD_AMX)
-#define SEPCONV_TARGET \
-  "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prfchw,avx512bf16,amx-tile,amx-bf16"
+#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,avx512bf16,amx-tile,amx-bf16"
 #elif defined(SEPCONV_SIMD_AVX512_BF16)
-#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prfchw,avx512bf16"
+#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,avx512bf16"
 #elif defined(SEPCONV_SIMD_AVX512)
-#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prfchw"
+#define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"
 #elif defined(SEPCONV_SIMD_AVX2)
 #define SEPCONV_TARGET "avx2,fma,f16c,bmi2"
 #endif
