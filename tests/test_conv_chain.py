@@ -82,7 +82,7 @@ CHAINS: dict[str, Layers] = {
         nn.ReLU(),
     ],
     "one_by_one_map": lambda: [_separable(6, 8, stride=9), nn.BatchNorm2d(8)],
-    # Its last result is smaller than the weights behind it, and kept.
+    # Its last result is smaller than the weights that made it, and kept.
     "small_maps": lambda: [
         _separable(6, 21, stride=5),
         nn.BatchNorm2d(21),
@@ -316,7 +316,7 @@ def test_autocast_runs_in_bfloat16(chains):
 
 @pytest.mark.parametrize(("name", "kept"), [("three", 2), ("small_maps", 2), ("xception", 0)])
 def test_raw_results_that_are_kept(name, kept, monkeypatch):
-    """All but the last, and that where it is smaller than its weights."""
+    """All but the last, and that where it is no larger than its weights."""
     seen: list[int] = []
     forward = chain_module._forward
 
