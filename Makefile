@@ -4,7 +4,8 @@
 # make bench          the benchmarks, with every contestant that can be installed
 # make bench-results  the records behind the README's tables, and the tables, on an idle machine
 # make paper          the comparison of the paper, resumable; hours on two cores
-# make nightly        what takes longer: many more examples, sanitizers, a build under isolation
+# make nightly        what takes longer: many more examples, sanitizers, emulated Arm, a build under isolation
+# make aarch64-python a Python for 64-bit Arm, on which the suite then runs sepconv_edge, emulated
 # make clean          removes builds; `make distclean` the environments too
 #
 # Each environment is made once and only given what it lacks. Stamps in it say what was done.
@@ -27,14 +28,15 @@ PIP := $(BIN)/python -m pip install
 # setup.py finds ninja, and the tests cmake, where pip put them.
 export PATH := $(BIN):$(PATH)
 
-CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.c')
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
 WHEEL_INPUTS := $(BUILD_INPUTS) MANIFEST.in $(shell find sepconv models -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
 # One thread a worker; tests that are about threads set their own number.
 PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help demo test suite test-wheel lint format bench bench-results paper nightly sanitize test-isolated clean distclean
+.PHONY: help demo test suite test-wheel lint format bench bench-results paper nightly aarch64-python sanitize
+.PHONY: test-isolated clean distclean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -74,7 +76,7 @@ paper: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/paper.py --data $(DATA) $(if $(filter file,$(origin DATA)),--download) --out $(OUT)
 
 nightly: export SEPCONV_TEST_PROFILE := nightly
-nightly: lint sanitize test-isolated suite test-wheel
+nightly: lint aarch64-python sanitize test-isolated suite test-wheel
 
 # --- environments -----------------------------------------------------------------------------------------
 
@@ -130,6 +132,9 @@ test-wheel: $(OLDER)/wheel.stamp
 	$(PYTEST)
 
 # --- nightly ----------------------------------------------------------------------------------------------
+
+aarch64-python: $(VENV)/torch.stamp
+	$(BIN)/python tests/aarch64_python.py build/aarch64-python
 
 sanitize: $(VENV)/test.stamp
 	for preset in sanitize threads; do

@@ -2,6 +2,8 @@
 // is in them): frozen weights, batch norms folded into them, one image.
 //   sepconv_bench [--threads N] [--dtype NAME] [--layout nhwc|nchw] [--rounds N] FILE...
 //   sepconv_bench --workspace [...] FILE...     what each layer needs of memory, instead
+//   sepconv_bench --runs N [...] FILE...        untimed runs, for tools that count instructions, and the
+//                                               multiply-adds of one
 // All layers and the probe take turns, round by round, so that a change of the clock meets all of them; a
 // layer's time is the median of its rounds. The share is that of the probe's rate in this run (probe.cpp).
 #include <dlfcn.h>
@@ -41,6 +43,7 @@ struct Options {
   sepconv_dtype dtype = SEPCONV_FLOAT32;
   sepconv_layout layout = SEPCONV_NHWC;
   bool workspace = false;
+  int runs = 0;  // untimed
   std::vector<std::string> files;
 };
 
@@ -66,6 +69,8 @@ Options parse(int argc, char** argv) {
     };
     if (name == "--workspace") {
       options.workspace = true;
+    } else if (name == "--runs") {
+      options.runs = positive(name, value());
     } else if (name == "--threads") {
       options.threads = positive(name, value());
     } else if (name == "--rounds") {
@@ -280,6 +285,7 @@ class Probe {
     std::string isa = sepconv_cpu_capability();
     const bool tiles = isa == "amx" && dtype == SEPCONV_BFLOAT16;
     if (isa == "amx" || isa == "avx512_bf16") isa = "avx512";
+    if (isa == "neon_bf16") isa = "neon";
     name_ = tiles ? "amx_bf16" : isa;
     scale_ = dtype == SEPCONV_FLOAT64 ? 0.5 : 1;
     const auto path =
@@ -343,6 +349,15 @@ void print_times(const std::vector<Layer>& layers, const Options& options) {
   print("all", total, total_time, total_flops);
 }
 
+void run_untimed(const std::vector<Layer>& layers, const Options& options) {
+  std::printf("%-24s %14s\n", "layer", "multiply-adds");
+  for (const Layer& layer : layers) {
+    const Work work(layer, options.threads);
+    for (int i = 0; i < options.runs; ++i) work.run();
+    std::printf("%-24s %14.0f\n", layer.name.c_str(), work.flops() / 2);
+  }
+}
+
 // What a plan's run needs; nothing where this build of the library has no such operation.
 std::string bytes_of(sepconv_status status, const sepconv_plan& plan) {
   if (status == SEPCONV_NOT_BUILT) return "-";
@@ -383,7 +398,9 @@ int main(int argc, char** argv) try {
   for (const std::string& file : options.files) {
     const std::vector<Layer> layers = load(file, options);
     std::printf("\n%s\n", std::filesystem::path(file).stem().c_str());
-    options.workspace ? print_workspace(layers, options) : print_times(layers, options);
+    options.workspace  ? print_workspace(layers, options)
+    : options.runs > 0 ? run_untimed(layers, options)
+                       : print_times(layers, options);
   }
   return 0;
 } catch (const std::exception& error) {

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import capabilities
 import pytest
 import torch
 
 from sepconv import _loader
-
-# Every instruction set that sepconv has kernels for; a machine runs some of them.
-ALL_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon")
-
 
 # Whether the CUDA kernels, run by the emulator of tests/cuda_host, take the place of the CPU's.
 CUDA_HOST = os.environ.get("SEPCONV_TEST_KERNELS") == "cuda_host"
@@ -39,17 +36,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("capability", _available(), indirect=True)
 
 
-# These differ from avx512 in the forward of bfloat16 alone.
-BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what would run the very kernels of avx512 again: other dtypes on the levels for bfloat16."""
 
     def repeats(item: pytest.Item) -> bool:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         dtype = parameters.get("dtype")
-        return parameters.get("capability") in BFLOAT16_CAPABILITIES and dtype not in (None, torch.bfloat16)
+        return parameters.get("capability") in capabilities.BFLOAT16 and dtype not in (None, torch.bfloat16)
 
     config.hook.pytest_deselected(items=[item for item in items if repeats(item)])
     items[:] = [item for item in items if not repeats(item)]
@@ -61,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if CUDA_HOST:
         terminalreporter.write_line("the CUDA kernels ran in place of the CPU's, in emulation")
     available = _available()
-    absent = [name for name in ALL_CAPABILITIES if name not in available]
+    absent = [name for name in capabilities.ALL if name not in available]
     terminalreporter.write_line(
         f"sepconv from {_loader.PACKAGE}; CPU capabilities tested: {', '.join(available)}; "
         f"absent on this machine, hence not tested: {', '.join(absent) or 'none'}"

@@ -6,22 +6,27 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import aarch64_python
 import pytest
 
 import sepconv
 
 ROOT = Path(__file__).resolve().parents[1]
+EDGE = ROOT / "csrc" / "edge" / "python"
 WERROR = "ON" if os.environ.get("SEPCONV_WERROR") == "1" else "OFF"
 # The oldest of 64-bit Arm cores, with nothing but the base instructions; one of 2018; all that qemu knows.
-ARM_CORES = ("cortex-a53", "cortex-a76", "max")
-# x86 cores of 2008 and 2013, and the instruction sets that the tests then find.
+# Each has the instruction sets that the tests then find, as x86 cores of 2008 and 2013 have.
+ARM_CORES = {"cortex-a53": "scalar neon", "cortex-a76": "scalar neon", "max": "scalar neon neon_bf16"}
 X86_CORES = {"Nehalem": "scalar", "Haswell": "scalar avx2"}
+# The fingerprints of the float64 reference for so many random calls, as x86 computes it.
+REFERENCES = {"test_core_sweep": (200, "f926c400dbf66887"), "test_c_api_sweep": (40, "1cac902e81e6f87a")}
 EMULATED_CASES = {
-    "test_core_sweep": 200,
-    "test_c_api_sweep": 40,
+    **{test: cases for test, (cases, _) in REFERENCES.items()},
     "test_batch_norm": 30,
     "test_axis": None,
     "test_c_api": None,
@@ -128,6 +133,58 @@ def check_older_x86(build: Path) -> None:
         assert said.endswith(f"on {levels}\n"), said
 
 
+def run_suite_of_edge(python: Sequence[str | Path], levels: str, folder: Path, *path: Path) -> None:
+    """The tests of sepconv_edge on these instruction sets, away from torch and the checkout's settings."""
+    suite = folder / "suite"
+    shutil.copytree(EDGE / "tests", suite)
+    places = ":".join(map(str, path))
+    # An emulator takes what is set for the emulated program as arguments of its own.
+    settings = f"PYTHONPATH={places}", f"SEPCONV_EDGE_ISAS={levels}"
+    said = run("env", *settings, *python, "-B", "-m", "pytest", "-q", "--color=no", suite)
+    assert re.search(r"^\d+ passed in ", said, re.MULTILINE), said
+
+
+def check_numpy_binding(prefix: Path, folder: Path) -> None:
+    settings = {"sepconv_ROOT": prefix, "SEPCONV_WERROR": WERROR}
+    pip = sys.executable, "-m", "pip"
+    run(
+        *(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder / "wheel", EDGE),
+        *(f"--config-settings=cmake.define.{name}={value}" for name, value in settings.items()),
+    )
+    (wheel,) = (folder / "wheel").glob("sepconv_edge-*.whl")
+    assert wheel.name.startswith(f"sepconv_edge-{sepconv.__version__}-")
+    run(*pip, "install", "--no-deps", "--target", folder / "site", wheel)
+    levels = " ".join(sepconv.info()["available_cpu_capabilities"])
+    run_suite_of_edge([sys.executable], levels, folder, folder / "site")
+    examples = re.findall(
+        r"^```python\n(.*?)^```$", (EDGE / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    said = run("env", f"PYTHONPATH={folder / 'site'}", sys.executable, "-c", "".join(examples))
+    assert said.startswith("(1, 56, 56, 128) "), said
+
+
+def check_numpy_binding_on_arm(prefix: Path, folder: Path, emulator: str) -> None:
+    python = aarch64_python.found(ROOT / "build" / "aarch64-python")
+    if python is None:
+        warnings.warn(
+            "no build/aarch64-python (`make aarch64-python`): sepconv_edge is not tested on Arm", stacklevel=2
+        )
+        return
+    pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir").strip()
+    run(
+        *("cmake", "-G", "Ninja", "-S", EDGE, "-B", folder / "edge", f"-Dsepconv_ROOT={prefix}"),
+        *("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-Dpybind11_DIR={pybind11}"),
+        *("-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"),
+        *(f"-DPython_INCLUDE_DIR={python.headers}", f"-DCMAKE_CXX_FLAGS=-idirafter {python.headers.parent}"),
+        *(f"-DPYTHON_MODULE_EXTENSION={python.extension_suffix}", f"-DSEPCONV_WERROR={WERROR}"),
+    )
+    run("cmake", "--build", folder / "edge")
+    run("cmake", "--install", folder / "edge", "--prefix", folder / "site")
+    shutil.copytree(EDGE / "sepconv_edge", folder / "site" / "sepconv_edge", dirs_exist_ok=True)
+    for core, levels in ARM_CORES.items():
+        run_suite_of_edge(python.command(emulator, core), levels, folder / core, folder / "site", python.site)
+
+
 def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -> None:
     """One test, for one build: compiling takes minutes, and workers share nothing."""
     require_cmake()
@@ -135,9 +192,13 @@ def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -
     run("cmake", "--preset", "native", "-B", build, f"-DSEPCONV_WERROR={WERROR}", "-DSEPCONV_BENCHMARKS=ON")
     run("cmake", "--build", build)
     run("ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")
+    for test, (cases, fingerprint) in REFERENCES.items():
+        said = run(build / test, str(cases))
+        assert f"reference {fingerprint}, on" in said, said
     check_older_x86(build)
     run("cmake", "--install", build, "--prefix", prefix)
     check_installed(prefix, tmp_path)
+    check_numpy_binding(prefix, tmp_path / "edge")
     check_benchmark(build / "sepconv_bench", tmp_path)
 
 
@@ -149,6 +210,22 @@ def check_neon_loops(build: Path) -> None:
     assert widest.share >= 0.8, arm_loops.table(loops)
 
 
+def check_neon_counts(build: Path, folder: Path) -> None:
+    """What is executed for a layer of Xception's middle, and for one whose channels leave tails of four."""
+    arm_counts = importlib.import_module("arm_counts")
+    if (reason := arm_counts.why_not()) is not None:
+        warnings.warn(f"executed instructions are not counted: {reason}", stacklevel=2)
+        return
+    shapes = folder / "counted.txt"
+    shapes.write_text("stages: relu | none | bn\nmiddle 728 728 19 19 3 1 1 1\ntails 20 36 15 15 3 1 1 1\n")
+    middle, tails = arm_counts.count(build / "sepconv_bench", shapes, "cortex-a53")
+    table = arm_counts.table([middle, tails])
+    assert middle.product_share >= 0.8, table
+    for layer in middle, tails:
+        assert 0.95 <= layer.fma / layer.due <= 1.02, table  # zero padding is not multiplied
+        assert layer.single < layer.due / 1000, table
+
+
 def test_neon_kernels_agree_with_the_reference_on_emulated_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,12 +233,17 @@ def test_neon_kernels_agree_with_the_reference_on_emulated_cores(
     emulator = shutil.which("qemu-aarch64-static")
     if emulator is None or shutil.which("aarch64-linux-gnu-g++") is None:
         pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64-static (Debian: qemu-user-static)")
-    run("cmake", "--preset", "aarch64", "-B", tmp_path, f"-DSEPCONV_WERROR={WERROR}")
-    run("cmake", "--build", tmp_path)
-    for core in ARM_CORES:
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    run("cmake", "--preset", "aarch64", "-B", build, f"-DSEPCONV_WERROR={WERROR}", "-DSEPCONV_BENCHMARKS=ON")
+    run("cmake", "--build", build)
+    for core, levels in ARM_CORES.items():
         for test, cases in EMULATED_CASES.items():
             arguments = [] if cases is None else [str(cases)]
-            said = run(emulator, "-cpu", core, "-L", "/usr/aarch64-linux-gnu", tmp_path / test, *arguments)
-            assert not test.endswith("_sweep") or "neon" in said, said
+            said = run(emulator, "-cpu", core, "-L", "/usr/aarch64-linux-gnu", build / test, *arguments)
+            if test in REFERENCES:
+                assert f"reference {REFERENCES[test][1]}, on {levels}\n" in said, said
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    check_neon_loops(tmp_path)
+    check_neon_loops(build)
+    check_neon_counts(build, tmp_path)
+    run("cmake", "--install", build, "--prefix", prefix)
+    check_numpy_binding_on_arm(prefix, tmp_path, emulator)

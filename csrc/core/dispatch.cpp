@@ -110,6 +110,10 @@ const Kernels& current_kernels() {
 #if defined(__aarch64__)
     case Isa::kNeon:
       return kernels_neon();
+#ifndef SEPCONV_WITHOUT_BFLOAT16
+    case Isa::kNeonBf16:
+      return kernels_neon_bf16();
+#endif
 #endif
     default:
       return kernels_scalar();
@@ -128,6 +132,7 @@ const BatchNormKernels& current_batch_norm_kernels() {
 #endif
 #if defined(__aarch64__)
     case Isa::kNeon:
+    case Isa::kNeonBf16:
       return batch_norm_kernels_neon();
 #endif
     default:

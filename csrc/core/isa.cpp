@@ -7,6 +7,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,16 +18,17 @@
 namespace sepconv {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx, Isa::kNeon};
+constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512,  Isa::kAvx512Bf16,
+                        Isa::kAmx,    Isa::kNeon, Isa::kNeonBf16};
 
-#if defined(__x86_64__)
-// Two levels differ from AVX-512 in their bfloat16 kernels alone.
+// Three levels differ from the one below in their bfloat16 kernels alone.
 #ifdef SEPCONV_WITHOUT_BFLOAT16
 constexpr bool kHasBFloat16 = false;
 #else
 constexpr bool kHasBFloat16 = true;
 #endif
 
+#if defined(__x86_64__)
 struct CpuId {
   unsigned a = 0, b = 0, c = 0, d = 0;
   CpuId(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
@@ -36,6 +40,17 @@ bool may_use_tiles() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return granted;
+#else
+  return false;
+#endif
+}
+#endif
+
+#if defined(__aarch64__)
+bool multiplies_bfloat16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers do not name
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
 #else
   return false;
 #endif
@@ -64,6 +79,8 @@ bool supported(Isa isa) {
 #if defined(__aarch64__)
     case Isa::kNeon:
       return true;
+    case Isa::kNeonBf16:
+      return kHasBFloat16 && multiplies_bfloat16();
 #endif
     default:
       return false;
@@ -87,7 +104,7 @@ Isa initial_isa() {
   if (cap == nullptr || *cap == '\0') return strongest();
   if (!parse_isa(cap, limit))
     throw std::runtime_error(
-        "SEPCONV_CPU_CAPABILITY must be scalar, avx2, avx512, avx512_bf16, amx or neon, got '" +
+        "SEPCONV_CPU_CAPABILITY must be scalar, avx2, avx512, avx512_bf16, amx, neon or neon_bf16, got '" +
         std::string(cap) + "'");
   Isa chosen = Isa::kScalar;
   for (Isa isa : available_isas())
@@ -114,6 +131,8 @@ const char* name_of(Isa isa) {
       return "amx";
     case Isa::kNeon:
       return "neon";
+    case Isa::kNeonBf16:
+      return "neon_bf16";
     default:
       return "scalar";
   }

@@ -149,9 +149,9 @@ SEPCONV_API int sepconv_has_openmp(void);
 /* What the last call that failed on this thread had to say; "" before the first. Valid until the next one. */
 SEPCONV_API const char* sepconv_last_error(void);
 
-/* The instruction set in use: "scalar", "avx2", "avx512", "avx512_bf16", "amx" or "neon". It is the strongest
- * that pays off on this CPU, capped by the environment variable SEPCONV_CPU_CAPABILITY. "" with a
- * sepconv_last_error() where the variable has another value. */
+/* The instruction set in use: "scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon" or "neon_bf16". It is
+ * the strongest that pays off on this CPU, capped by the environment variable SEPCONV_CPU_CAPABILITY. "" with
+ * a sepconv_last_error() where the variable has another value. */
 SEPCONV_API const char* sepconv_cpu_capability(void);
 
 /* Another instruction set from now on, for tests and comparisons: not while a run is under way. Plans and

@@ -67,7 +67,8 @@ STABLE_TORCH_LIBRARY(sepconv, m) {
       " Tensor statistics, int[] kinds, int[] activations, int[] windows, int activation,"
       " bool[] output_mask) -> Tensor[]");
 
-  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512", "avx512_bf16", "amx" or "neon".
+  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon" or
+  // "neon_bf16".
   m.def("set_cpu_capability(str name) -> ()");
   m.def("cpu_capability() -> str");
   m.def("available_cpu_capabilities() -> str");  // comma separated, weakest first

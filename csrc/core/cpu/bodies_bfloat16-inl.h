@@ -1,4 +1,5 @@
-// The bodies of a level that adds products of bfloat16 to AVX-512: only what it does otherwise is compiled.
+// The bodies of a level that adds products of bfloat16 to the one below: only what it does otherwise is
+// compiled.
 // clang-format off: the order matters
 #include "core/cpu/simd/begin-inl.h"
 #include "core/cpu/memory-inl.h"

@@ -45,28 +45,18 @@ inline OnLoad on_load_of(const Stage<T>& stage) {
 
 // Vector policies that read what the prologue makes of the values.
 template <class T, class Vector>
-struct Rectified {
-  Vector vector;
+struct Rectified : Vector {
   template <class S>
   Vec<T> read(const S* p) const {
-    return max(zero<T>(), vector.read(p));
-  }
-  template <class S>
-  void write(S* p, Vec<T> v) const {
-    vector.write(p, v);
+    return max(zero<T>(), Vector::read(p));
   }
 };
 template <class T, class Vector>
-struct ClampedAffine {
-  Vector vector;
+struct ClampedAffine : Vector {
   Vec<T> scale, shift, low, high;
   template <class S>
   Vec<T> read(const S* p) const {
-    return min(high, max(low, fma(vector.read(p), scale, shift)));
-  }
-  template <class S>
-  void write(S* p, Vec<T> v) const {
-    vector.write(p, v);
+    return min(high, max(low, fma(Vector::read(p), scale, shift)));
   }
 };
 template <OnLoad kOnLoad, class T, class Vector>

@@ -49,6 +49,7 @@ const Kernels& kernels_amx();
 #if defined(__aarch64__)
 const Kernels& kernels_neon();
 const BatchNormKernels& batch_norm_kernels_neon();
+const Kernels& kernels_neon_bf16();
 #endif
 
 const Kernels& current_kernels();  // of current_isa()

@@ -1,6 +1,20 @@
 // Where a tile of output goes: straight into the tensor when its layout and dtype are the kernel's own, else
 // into a small buffer that stays in L1 and is converted or transposed from there.
 
+// body(first, done, count) for runs of a tile's pixels that follow each other in an image of this width, of
+// its `pixels` pixels from `from` on: `first` counts in the image, `done` those before.
+template <class Body>
+inline void for_each_run_of_tile(const PixelTile& tile, int64_t image_width, int64_t from, int64_t pixels,
+                                 Body&& body) {
+  const bool whole = tile.width == image_width;  // rows join
+  for (int64_t done = 0; done < pixels;) {
+    const int64_t pixel = tile.first + from + done, w = pixel % tile.width;
+    const int64_t count = whole ? pixels : std::min(pixels - done, tile.width - w);
+    body(whole ? pixel : pixel / tile.width * image_width + tile.column + w, done, count);
+    done += count;
+  }
+}
+
 template <class S>
 class OutputTiles {
  public:
@@ -21,15 +35,10 @@ class OutputTiles {
   void write(const PixelTile& tile, int64_t column, const Stage<T>& stage, Fill&& fill,
              int64_t most_columns = kTileColumns<T>) {
     const int64_t columns = std::min(most_columns, output_.c - column);
-    const bool whole = tile.width == output_.w;  // rows join
-    for (int64_t done = 0; done < tile.count;) {
-      const int64_t pixel = tile.first + done, w = pixel % tile.width;
-      const int64_t count = whole ? tile.count : std::min(tile.count - done, tile.width - w);
-      const int64_t first = whole ? pixel : pixel / tile.width * output_.w + tile.column + w;
+    for_each_run_of_tile(tile, output_.w, 0, tile.count, [&](int64_t first, int64_t done, int64_t count) {
       write_run(first, count, column, columns, stage,
                 [&](const TileOutput<T>& out) { fill(out, done, count); });
-      done += count;
-    }
+    });
   }
 
  private:

@@ -1,9 +1,8 @@
 // The GEMM for bfloat16 where the CPU multiplies pairs of bfloat16 itself: both factors are bfloat16, sums
 // are float32 and stay in registers over the full depth. A panel of pixels is row-major, as in
-// pointwise-inl.h; weights are packed in pairs of depth. The instructions take subnormal factors as zero.
+// pointwise-inl.h; weights are packed in pairs of depth, in panels of kPairColumns columns, of which
+// multiply_block computes up to kPairRows rows. The instructions take subnormal factors as zero.
 
-// Width of a packed weight panel; multiply_block computes up to kPairRows rows of it.
-inline constexpr int64_t kPairColumns = 32;
 // Size of a buffer for the sums of a block, in whole vectors of rows.
 inline constexpr int64_t kPairSums = (kPairRows + 15) / 16 * 16 * kPairColumns;
 // Depth is padded with zeros, in the panel and in the weights, to whole rows of an AMX tile.
@@ -17,18 +16,20 @@ inline int64_t pair_panel_size(int64_t depth) {
 // Panel `p` from weights stored (columns, depth). A pair moves as one float: the transpose is that of floats.
 inline void pack_pairs(const BFloat16* weights, int64_t depth, int64_t columns, int64_t p, BFloat16* packed) {
   constexpr int kLanes = Vec<float>::kLanes;
-  for (int64_t half = 0; half < kPairColumns; half += kLanes) {
-    const int64_t first = p * kPairColumns + half, valid = std::clamp<int64_t>(columns - first, 0, kLanes);
-    for (int64_t k = 0; k < depth; k += kPairDepth) {
-      const int values = static_cast<int>(std::min(kPairDepth, depth - k));
+  static_assert(kPairDepth % (2 * kLanes) == 0);
+  for (int64_t part = 0; part < kPairColumns; part += kLanes) {
+    const int64_t first = p * kPairColumns + part, valid = std::clamp<int64_t>(columns - first, 0, kLanes);
+    for (int64_t k = 0; k < round_up(depth, kPairDepth); k += 2 * kLanes) {
+      const int values = static_cast<int>(std::clamp<int64_t>(depth - k, 0, 2 * kLanes));
       Vec<float> square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
-        square[i] = i < valid ? load_pairs(weights + (first + i) * depth + k, values) : zero<float>();
+        square[i] =
+            i < valid && values > 0 ? load_pairs(weights + (first + i) * depth + k, values) : zero<float>();
       transpose(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
-        store(reinterpret_cast<float*>(packed + (k + 2 * i) * kPairColumns + 2 * half), square[i]);
+        store(reinterpret_cast<float*>(packed + (k + 2 * i) * kPairColumns + 2 * part), square[i]);
     }
   }
 }

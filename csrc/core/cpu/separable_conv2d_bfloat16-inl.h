@@ -44,7 +44,7 @@ class PairTiles {
   // `rows` pixels of a tile from its pixel `row` on, one panel of columns from `column`; `sums` is
   // overwritten.
   void write(const PixelTile& tile, int64_t row, int64_t rows, int64_t column, float* sums) const {
-    for_each_run(tile, row, rows, [&](int64_t first, int64_t done, int64_t count) {
+    for_each_run_of_tile(tile, output_.w, row, rows, [&](int64_t first, int64_t done, int64_t count) {
       write_run(first, count, column, sums + done * kPairColumns);
     });
   }
@@ -55,7 +55,7 @@ class PairTiles {
   }
   // Where each of the rows goes, and a request for its line: in no cache as a rule.
   void places(const PixelTile& tile, int64_t row, int64_t rows, int64_t column, BFloat16** to) const {
-    for_each_run(tile, row, rows, [&](int64_t first, int64_t done, int64_t count) {
+    for_each_run_of_tile(tile, output_.w, row, rows, [&](int64_t first, int64_t done, int64_t count) {
       for (int64_t r = 0; r < count; ++r) {
         to[done + r] = pixel(output_, first + r, column);
         __builtin_prefetch(to[done + r], 1);
@@ -64,17 +64,6 @@ class PairTiles {
   }
 
  private:
-  // body(first, done, count) for runs of pixels that follow each other: `first` of the output, `done` before.
-  template <class Body>
-  void for_each_run(const PixelTile& tile, int64_t row, int64_t rows, Body&& body) const {
-    const bool whole = tile.width == output_.w;  // rows join
-    for (int64_t done = 0; done < rows;) {
-      const int64_t pixel = tile.first + row + done, w = pixel % tile.width;
-      const int64_t count = whole ? rows : std::min(rows - done, tile.width - w);
-      body(whole ? pixel : pixel / tile.width * output_.w + tile.column + w, done, count);
-      done += count;
-    }
-  }
   void write_run(int64_t first, int64_t count, int64_t column, float* sums) const {
     const int64_t columns = std::min(kPairColumns, output_.c - column);
     if (direct_) {
@@ -179,12 +168,12 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
           of_panel = to;
         }
         const int64_t column = j * kPairColumns;
+        const bool only_rounds = output.only_rounds(column);
         for (int64_t row = 0; row < tile.count; row += kPairRows) {
           const int64_t count = std::min(kPairRows, tile.count - row);
           for (int64_t line = 0; line < lines && !next_rows.empty(); ++line, next_rows.advance(1))
             __builtin_prefetch(next_rows.at(), 0, 2);
           BFloat16* rounded[kPairRows];
-          const bool only_rounds = output.only_rounds(column);
           if (only_rounds) output.places(tile, row, count, column, rounded);
           multiply_block(panel + row * ld, ld, count, of_panel, depth, p.output.c - column, sums,
                          only_rounds ? rounded : nullptr);

@@ -10,6 +10,8 @@ inline void store_two(BFloat16* p, Vec<float> low, Vec<float> high) {
   _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)));
 }
 
+inline constexpr int64_t kPairColumns = 32;  // width of a packed weight panel
+
 #ifndef SEPCONV_SIMD_AMX
 inline constexpr int64_t kPairRows = 14, kPairRowsRead = 1;  // 28 accumulators, 2 weights
 
@@ -24,7 +26,7 @@ inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* wei
   __m512 sum[kRows][2];
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < depth; k += 2, weights += 64) {
+  for (int64_t k = 0; k < depth; k += 2, weights += 2 * kPairColumns) {
     const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights)),
                w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights + 32));
 #pragma GCC unroll 14
@@ -43,19 +45,7 @@ inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* wei
   }
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r)
-    _mm512_storeu_ps(sums + r * 32, sum[r][0]), _mm512_storeu_ps(sums + r * 32 + 16, sum[r][1]);
-}
-
-template <int... kRows>
-constexpr auto row_kernels(std::integer_sequence<int, kRows...>) {
-  return std::array{multiply_rows<kRows + 1>...};
-}
-
-// sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and all columns; where `rounded` is
-// not null, rounded[r][c] in their stead.
-inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, const BFloat16* weights,
-                           int64_t depth, int64_t /* columns */, float* sums, BFloat16* const* rounded) {
-  static constexpr auto kKernels = row_kernels(std::make_integer_sequence<int, kPairRows>{});
-  kKernels[static_cast<size_t>(rows - 1)](panel, ld, weights, depth, sums, rounded);
+    _mm512_storeu_ps(sums + r * kPairColumns, sum[r][0]),
+        _mm512_storeu_ps(sums + r * kPairColumns + 16, sum[r][1]);
 }
 #endif

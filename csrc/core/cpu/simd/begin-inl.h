@@ -31,6 +31,9 @@
 #ifdef SEPCONV_SIMD_AVX512_BF16
 #define SEPCONV_SIMD_AVX512
 #endif
+#ifdef SEPCONV_SIMD_NEON_BF16
+#define SEPCONV_SIMD_NEON
+#endif
 
 #if defined(SEPCONV_SIMD_AVX2) || defined(SEPCONV_SIMD_AVX512)
 #include <immintrin.h>
@@ -46,6 +49,8 @@
 #define SEPCONV_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"
 #elif defined(SEPCONV_SIMD_AVX2)
 #define SEPCONV_TARGET "avx2,fma,f16c,bmi2"
+#elif defined(SEPCONV_SIMD_NEON_BF16)
+#define SEPCONV_TARGET "arch=armv8.2-a+bf16"
 #endif
 
 #ifdef SEPCONV_TARGET
@@ -69,11 +74,17 @@ namespace {
 #endif
 #ifdef SEPCONV_SIMD_AMX
 #include "core/cpu/simd/amx.h"
+#elif defined(SEPCONV_SIMD_AVX512_BF16)
+#include "core/cpu/simd/pair_rows.h"
 #endif
 #elif defined(SEPCONV_SIMD_AVX2)
 #include "core/cpu/simd/avx2.h"
 #elif defined(SEPCONV_SIMD_NEON)
 #include "core/cpu/simd/neon.h"
+#ifdef SEPCONV_SIMD_NEON_BF16
+#include "core/cpu/simd/neon_bf16.h"
+#include "core/cpu/simd/pair_rows.h"
+#endif
 #else
 #include "core/cpu/simd/scalar.h"
 #endif
