@@ -159,10 +159,8 @@ def extension():
     # Warnings are for this project's code: torch's headers come in as system headers.
     system = [argument for folder in ext.include_dirs for argument in ("-isystem", folder)]
     ext.include_dirs = [str(CSRC)]
-    warnings, tuning = ["-Wall", "-Wextra"], []
+    warnings = ["-Wall", "-Wextra"]
     if cpp_extension.check_compiler_is_gcc(cpp_extension.get_cxx_compiler()):
-        if platform.machine() in ("aarch64", "arm64"):
-            tuning = ["-fno-schedule-insns"]  # as in CMakeLists.txt
         warnings += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12's AVX-512 headers, falsely
     errors = os.environ.get("SEPCONV_WERROR") == "1"
     if errors:
@@ -176,10 +174,7 @@ def extension():
         ext.extra_link_args = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--exclude-libs,libcudart_static.a"]
     ext.extra_compile_args = {
         # Python's own flags come before these: -g and -fwrapv would be for it, not for us.
-        "cxx": [
-            *("-std=c++20", "-O3", "-g0", "-fno-wrapv", "-fvisibility=hidden"),
-            *(*tuning, *warnings, *system),
-        ],
+        "cxx": ["-std=c++20", "-O3", "-g0", "-fno-wrapv", "-fvisibility=hidden", *warnings, *system],
         "nvcc": [
             "-std=c++20",
             "-O3",

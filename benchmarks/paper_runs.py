@@ -1,7 +1,7 @@
 """Trains what paper.py compares, each variant and seed in a folder of its own, and keeps `runs.csv`.
 
 A run's checkpoint is the truth about it: started again, a run goes on from there, and the table takes what
-the run's folder says. Rows of runs without a folder stay as they are.
+the run's folder says. Rows of runs without a folder stay as they are; where all are there, the run is done.
 """
 
 from __future__ import annotations
@@ -89,7 +89,11 @@ class Series:
     def train(self, planned: Sequence[Planned], say: Callable[[str], object] = print) -> None:
         """Trains the runs that are not done, in this order."""
         for number, run in enumerate(planned):
-            say(f"[{number + 1}/{len(planned)}] {run.name}: {run.epochs} epochs")
+            place = f"[{number + 1}/{len(planned)}] {run.name}:"
+            if self._is_kept(run):
+                say(f"{place} is in {table_path(self.folder).name}")
+                continue
+            say(f"{place} {run.epochs} epochs")
 
             def note(record: EpochRecord, number: int = number, run: Planned = run) -> None:
                 self._take(run, self._records(run))
@@ -98,6 +102,19 @@ class Series:
             records = train(self._config(run), on_epoch=note, images=self.images)
             self._take(run, records)
             gc.collect()  # the network and optimizer of a run lie in cycles; the next needs the memory
+
+    def _is_kept(self, run: Planned) -> bool:
+        """Whether the table alone has every epoch of it, trained with the options of this series."""
+        if self._output(run).exists():
+            return False
+        rows = [row for row in self.rows.values() if _run_of(row) == _run_of(run)]
+        now = (self.base.layers, self.base.batch_size, self.base.lr, self.data_name)
+        images = (len(self.images.train), len(self.images.test))
+        return {row.epoch for row in rows} >= set(range(1, run.epochs + 1)) and all(
+            (row.layers, row.batch_size, row.lr, row.data) == now
+            and (row.training_images, row.test_images) == images
+            for row in rows
+        )
 
     def _output(self, run: Planned) -> Path:
         return self.folder / "runs" / run.name

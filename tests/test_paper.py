@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -407,6 +408,15 @@ def test_a_killed_series_goes_on_to_the_same_results(tmp_path, capsys, monkeypat
     assert (whole / "runs.csv").read_text() == marked != before
     assert paper.main(command(whole, "--lr", "0.1")[2:]) == 2
     assert "lr must be 0.001 to resume" in capsys.readouterr().err
+
+    # The table alone is enough, but for a run with other options.
+    shutil.rmtree(whole / "runs")
+    assert paper.main(command(whole)[2:]) == 0
+    assert "optimized/seed-0: is in runs.csv" in capsys.readouterr().out
+    assert (whole / "runs.csv").read_text() == marked
+    assert paper.main(command(whole, "--lr", "0.1")[2:]) == 0
+    assert "epoch 2/2" in capsys.readouterr().out
+    assert measured(whole) != measured(killed)
 
 
 def test_timing_writes_a_row_a_round_and_contestant(tmp_path):

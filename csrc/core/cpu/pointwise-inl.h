@@ -226,16 +226,19 @@ struct TileKernels {
   }
 };
 
-// `rows` rows of the panel against one packed weight panel. Rows are cut evenly: 8 as 4 + 4, not 6 + 2.
+// `rows` rows of the panel against one packed weight panel. Rows are cut evenly: 8 as 4 + 4, not 6 + 2; or as
+// many tiles as can be are the tallest, and the last two even.
 template <bool kTransposed, class T>
 inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int64_t weights_ld, int64_t depth,
                      const TileOutput<T>& out, Ahead& ahead) {
   static constexpr TileKernels<kTransposed, T> kKernels{std::make_integer_sequence<int, kTileVectors<T>>{}};
   if (rows == 0) return;
   const auto v = static_cast<size_t>(divide_up(out.columns, Vec<T>::kLanes) - 1);
-  const int64_t tiles = divide_up(rows, Registers<T>::kTileRows[v]);
+  const int64_t most = Registers<T>::kTileRows[v], tiles = divide_up(rows, most);
   for (int64_t i = 0, row = 0; i < tiles; ++i) {
-    const int64_t next = rows * (i + 1) / tiles;
+    const int64_t next = !Registers<T>::kMostTallest ? rows * (i + 1) / tiles
+                         : i + 2 < tiles             ? row + most
+                                                     : row + divide_up(rows - row, tiles - i);
     const Panel<T> from{panel.data + row * panel.row_step, panel.row_step, panel.depth_step};
     const char* wanted = ahead.empty() ? reinterpret_cast<const char*>(weights) : ahead.at();
     kKernels.of[v][next - row - 1](

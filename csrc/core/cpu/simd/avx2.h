@@ -15,7 +15,8 @@ struct Vec<double> {
 
 template <class T>
 struct Registers {
-  static constexpr std::array<int, 2> kTileRows{12, 6};    // accumulators, weights and a broadcast in 16
+  static constexpr std::array<int, 2> kTileRows{12, 6};  // accumulators, weights and a broadcast in 16
+  static constexpr bool kMostTallest = false;
   static constexpr int kDepthUnroll = 2;                   // of a pointwise tile's loop
   static constexpr int kUnroll = 6;                        // depthwise outputs of one row at once
   static constexpr int kBlockRows = 2, kBlockOutputs = 4;  // of several rows

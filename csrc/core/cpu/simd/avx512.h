@@ -18,6 +18,7 @@ struct Registers {
   // Accumulators, weights and a broadcast in 32 registers. Four vectors take the fewest instructions a
   // multiply-add, which counts where the front end is shared with another thread.
   static constexpr std::array<int, 4> kTileRows{14, 14, 9, 6};
+  static constexpr bool kMostTallest = false;
   static constexpr int kDepthUnroll = 2;                   // of a pointwise tile's loop
   static constexpr int kUnroll = 8;                        // depthwise outputs of one row at once
   static constexpr int kBlockRows = 4, kBlockOutputs = 4;  // of several rows

@@ -16,6 +16,7 @@ struct Vec<double> {
 template <class T>
 struct Registers {
   static constexpr std::array<int, 2> kTileRows{14, 9};    // accumulators, weights, a factor a row in 32
+  static constexpr bool kMostTallest = true;               // those of the least moves
   static constexpr int kDepthUnroll = 1;                   // of a pointwise tile's loop
   static constexpr int kUnroll = 8;                        // depthwise outputs of one row at once
   static constexpr int kBlockRows = 4, kBlockOutputs = 4;  // of several rows

@@ -22,6 +22,7 @@ struct Vec {
 template <class T>
 struct Registers {
   static constexpr std::array<int, 2> kTileRows{4, 4};     // of a pointwise tile one and two vectors wide
+  static constexpr bool kMostTallest = false;              // see multiply()
   static constexpr int kDepthUnroll = 2;                   // of a pointwise tile's loop
   static constexpr int kUnroll = 4;                        // depthwise outputs of one row at once
   static constexpr int kBlockRows = 2, kBlockOutputs = 2;  // of several rows
