@@ -15,11 +15,6 @@ inline constexpr int64_t kPairColumns = 32;  // width of a packed weight panel
 #ifndef SEPCONV_SIMD_AMX
 inline constexpr int64_t kPairRows = 14, kPairRowsRead = 1;  // 28 accumulators, 2 weights
 
-// Nothing to set up before products, and nothing to leave behind.
-struct DotRegisters {
-  DotRegisters() {}
-};
-
 template <int kRows>
 inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* weights, int64_t depth,
                           float* sums, BFloat16* const* rounded) {

@@ -20,11 +20,6 @@ inline void store_two(BFloat16* p, Vec<float> low, Vec<float> high) {
   vst1q_u16(reinterpret_cast<uint16_t*>(p), vreinterpretq_u16_bf16(both));
 }
 
-// Nothing to set up before products, and nothing to leave behind.
-struct DotRegisters {
-  DotRegisters() {}
-};
-
 inline bfloat16x8_t load_eight(const BFloat16* p) {
   return vreinterpretq_bf16_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p)));
 }

@@ -1,4 +1,9 @@
-// multiply_block for vocabularies whose products of pairs work on single rows: multiply_rows<kRows>.
+// What vocabularies share whose products of pairs work on single rows, by multiply_rows<kRows>.
+
+// Nothing to set up before products, and nothing to leave behind.
+struct DotRegisters {
+  DotRegisters() {}
+};
 
 template <int... kRows>
 constexpr auto row_kernels(std::integer_sequence<int, kRows...>) {
