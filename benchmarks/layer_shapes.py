@@ -147,11 +147,17 @@ def parse(text: str, source: str) -> list[Layer]:
     return layers
 
 
-def load(name: str) -> list[Layer]:
-    """The layers of shapes/<name>.txt, or of the file at path `name`."""
+def path_of(name: str) -> Path:
+    """shapes/<name>.txt, or the file at path `name`."""
     path = Path(name) if name.endswith(".txt") else FOLDER / f"{name}.txt"
     if not path.is_file():
         raise ValueError(
             f"shapes must be one of {', '.join(available())} or the path of a .txt file, got {name!r}"
         )
+    return path
+
+
+def load(name: str) -> list[Layer]:
+    """The layers of shapes/<name>.txt, or of the file at path `name`."""
+    path = path_of(name)
     return parse(path.read_text(), str(path))

@@ -85,6 +85,7 @@ RUNS = {
     "average": ["average.py", "--core"],
     "average-raised": ["average.py", "--core", "--malloc", "raised"],
     "overhead": ["overhead.py"],
+    "library": ["library.py"],
     "models-xception": ["models.py", "--model", "xception", "--size", "299"],
     "models-optimized_xception": ["models.py", "--model", "optimized_xception", "--size", "299"],
     **TRAINING,

@@ -20,6 +20,7 @@ import convergence
 import demo
 import harness
 import layer_tables
+import library
 import overhead
 import record
 import roofline
@@ -113,6 +114,16 @@ def _overhead(runs: Runs) -> str:
     return f"{overhead.table(run)}\n\n{_footer(run)}"
 
 
+def _library_sizes(runs: Runs) -> str:
+    (run,) = runs.values()
+    return f"{library.sizes_table(run)}\n\n{_footer(run)}"
+
+
+def _library_workspace(runs: Runs) -> str:
+    (run,) = runs.values()
+    return f"{library.workspace_table(run)}\n\n{_footer(run)}"
+
+
 def _models(runs: Runs) -> str:
     rows = {"rows": [row for run in runs.values() for row in run["rows"]]}
     return f"{models.table(rows)}\n\n{_footer(*runs.values())}"
@@ -149,6 +160,8 @@ TABLES: dict[str, tuple[Callable[[Runs], str], Sequence[str]]] = {
     "average": (_average, ["average"]),
     "average-raised": (_average, ["average-raised"]),
     "overhead": (_overhead, ["overhead"]),
+    "library-sizes": (_library_sizes, ["library"]),
+    "library-workspace": (_library_workspace, ["library"]),
     "models": (_models, ["models-xception", "models-optimized_xception"]),
     "training": (_training, list(record.TRAINING)),
     "training-phases": (_training_phases, list(record.TRAINING)),

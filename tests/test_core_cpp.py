@@ -89,10 +89,11 @@ def check_benchmark(program: Path, folder: Path) -> None:
     shapes = ROOT / "benchmarks" / "shapes"
     lines = (shapes / "xception.txt").read_text().splitlines()
     layers = [line.split()[0] for line in lines if line[:1].isalpha() and not line.startswith("stages:")]
-    said = run(program, "--workspace", shapes / "xception.txt").splitlines()
-    rows = {line.split()[0]: line.split()[1:] for line in said if line and line.split()[0] in layers}
-    assert list(rows) == layers
-    assert all(int(frozen) > 0 and int(packed) > 0 for frozen, _, _, packed in rows.values()), said
+    library = importlib.import_module("library")
+    rows = library.workspaces(program.parent, shapes / "xception.txt", 2)
+    assert [row["name"] for row in rows] == layers
+    assert all(min(row["bytes"].values()) > 0 for row in rows), rows
+    assert library.stripped_bytes(program.parent) > 1 << 20
 
     broken = folder / "broken.txt"
     for line, wrong in (

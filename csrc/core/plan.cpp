@@ -92,6 +92,15 @@ ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t o
   return plan;
 }
 
+void ForwardPlan::prefer_whole_rows(int64_t row_pixels, int threads) {
+  constexpr int64_t kPixels = 512, kTilesAThread = 4;
+  if (panel_splits > 1 || row_pixels <= 0) return;
+  const int64_t rows = std::min(kPixels / row_pixels, pixels / row_pixels / (kTilesAThread * threads));
+  if (rows == 0) return;
+  pixel_tile = rows * row_pixels;
+  pixel_tiles = divide_up(pixels, pixel_tile);
+}
+
 InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
                                       int threads, TileShape tile) {
   constexpr int64_t kGroups = 16, kTilePixels = 112, kMaxChannelBlock = 256, kMaxTileValues = 112 * 256,

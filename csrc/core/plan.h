@@ -45,6 +45,9 @@ struct ForwardPlan {
   int64_t pixel_tile, pixel_tiles, panels, panel_splits;
   int64_t tasks() const { return pixel_tiles * panel_splits; }
   PixelTile tile(int64_t index) const;
+  // Tiles of some rows of the output each, where that leaves every thread several: for a product that reads
+  // staged rows in place, so that the rows of a window are all that has to fit a cache.
+  void prefer_whole_rows(int64_t row_pixels, int threads);
 };
 ForwardPlan plan_forward(int64_t pixels, int64_t width, int64_t depth, int64_t out_channels,
                          int64_t compute_bytes, TileShape tile, int threads, const CacheSizes& cache);

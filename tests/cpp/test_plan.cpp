@@ -62,6 +62,15 @@ int main() {
               const bool smallest = plan.pixel_tile <= 2 * tile.rows;
               require(smallest || plan.pixel_tile * depth * bytes <= l2 / 3,
                       "the depthwise panel is too large", pixels, depth, l2);
+
+              ForwardPlan rows = plan_forward(pixels, 1, depth, out_channels, bytes, tile, threads, {l2});
+              rows.prefer_whole_rows(width, threads);
+              require(rows.pixel_tile * rows.pixel_tiles >= pixels &&
+                          rows.pixel_tile * (rows.pixel_tiles - 1) < pixels,
+                      "tiles of rows do not cover the pixels", pixels, width, threads);
+              require(width > 512 || height < 4 * threads || rows.panel_splits > 1 ||
+                          (rows.pixel_tile % width == 0 && rows.pixel_tiles >= 4 * threads),
+                      "tiles of rows cut a row, or are too few", pixels, width, threads);
             }
           for (int threads : {1, 2, 3, 16, 64}) {
             ++cases;

@@ -26,11 +26,19 @@ struct TileOutput {
   bool accumulate = false;  // add to what `data` holds
 };
 
-// Element (r, k) of the left factor is data[r * row_step + k * depth_step], one of the steps being 1.
+// Element (r, k) of the left factor is data[r * row_step + k * depth_step], one of the steps being 1. A
+// factor of several runs of memory has as many times that depth, each run so far from `data`.
 template <class T>
 struct Panel {
   const T* data;
   int64_t row_step, depth_step;
+  const int64_t* run_offsets = &kNoOffset;
+  int64_t runs = 1;
+
+  static constexpr int64_t kNoOffset = 0;
+  Panel from_row(int64_t row) const {
+    return {data + row * row_step, row_step, depth_step, run_offsets, runs};
+  }
 };
 
 // Memory that will be read soon, rows of bytes: a register tile asks for a line of it every other step, into
@@ -98,7 +106,7 @@ template <class T>
 struct Tile {
   Panel<T> panel;  // from the tile's first row
   const T* weights;
-  int64_t weights_ld, depth, row;
+  int64_t weights_ld, depth, row;  // depth: of a run
   const TileOutput<T>& out;
   const char* ahead;
   int64_t ahead_step;
@@ -135,7 +143,7 @@ void multiply_tile(const Tile<T>& tile) {
 
   const int64_t row_step = kTransposed ? 1 : tile.panel.row_step,
                 depth_step = kTransposed ? tile.panel.depth_step : 1, weights_ld = tile.weights_ld;
-  const T *left = tile.panel.data, *weights = tile.weights;
+  const T *left = nullptr, *weights = tile.weights;
   constexpr int kFactors = LeftFactors<T>::kCount, kSteps = kStepsAtOnce<kTransposed, T>,
                 kUnroll = kDepthUnroll<kTransposed, T>;
   const auto advance = [&](int steps) __attribute__((always_inline)) {
@@ -162,14 +170,17 @@ void multiply_tile(const Tile<T>& tile) {
     left += steps * depth_step;
   };
   const char* ahead = tile.ahead;
-  int64_t k = 0;
-  for (; k + kUnroll <= tile.depth; k += kUnroll) {
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += tile.ahead_step;
+  for (int64_t run = 0; run < tile.panel.runs; ++run) {
+    left = tile.panel.data + tile.panel.run_offsets[run];
+    int64_t k = 0;
+    for (; k + kUnroll <= tile.depth; k += kUnroll) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += tile.ahead_step;
 #pragma GCC unroll 4
-    for (int step = 0; step < kUnroll; step += kSteps) advance(kSteps);
+      for (int step = 0; step < kUnroll; step += kSteps) advance(kSteps);
+    }
+    for (; k < tile.depth; ++k) advance(1);
   }
-  for (; k < tile.depth; ++k) advance(1);
 
   const bool clamped =
       out.stage.activation == Activation::kRelu || out.stage.activation == Activation::kRelu6;
@@ -226,8 +237,8 @@ struct TileKernels {
   }
 };
 
-// `rows` rows of the panel against one packed weight panel. Rows are cut evenly: 8 as 4 + 4, not 6 + 2; or as
-// many tiles as can be are the tallest, and the last two even.
+// `rows` rows of the panel, `depth` of each of its runs, against one packed weight panel. Rows are cut
+// evenly: 8 as 4 + 4, not 6 + 2; or as many tiles as can be are the tallest, and the last two even.
 template <bool kTransposed, class T>
 inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int64_t weights_ld, int64_t depth,
                      const TileOutput<T>& out, Ahead& ahead) {
@@ -239,11 +250,10 @@ inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int6
     const int64_t next = !Registers<T>::kMostTallest ? rows * (i + 1) / tiles
                          : i + 2 < tiles             ? row + most
                                                      : row + divide_up(rows - row, tiles - i);
-    const Panel<T> from{panel.data + row * panel.row_step, panel.row_step, panel.depth_step};
     const char* wanted = ahead.empty() ? reinterpret_cast<const char*>(weights) : ahead.at();
-    kKernels.of[v][next - row - 1](
-        {from, weights, weights_ld, depth, row, out, wanted, ahead.empty() ? 0 : Ahead::kLine});
-    ahead.advance(depth / kDepthUnroll<kTransposed, T>);
+    kKernels.of[v][next - row - 1]({panel.from_row(row), weights, weights_ld, depth, row, out, wanted,
+                                    ahead.empty() ? 0 : Ahead::kLine});
+    ahead.advance(panel.runs * (depth / kDepthUnroll<kTransposed, T>));
     row = next;
   }
 }

@@ -1,5 +1,6 @@
-// A dense convolution of averaged rows: the same GEMM, its panel filled by a gather of kh x kw x C values a
-// pixel in the order (kh, kw, c), in which the taps of a kernel row are one run of memory.
+// A dense convolution of averaged rows: the same GEMM over kh x kw x C values a pixel in the order (kh, kw,
+// c), in which the taps of a kernel row are one run of memory. Where rows can be staged, the product reads
+// these runs in place; else a gather fills its panel.
 
 template <class S>
 class DenseStage {
@@ -159,8 +160,9 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
   S* ordered = call.get<S>(ordered_slot);
   T* packed = call.get<T>(packed_slot);
   // One column wide: there is no depthwise that would gain from strips.
-  const ForwardPlan plan =
+  ForwardPlan plan =
       plan_forward(pixels, 1, depth, p.output.c, sizeof(T), tile_shape<T>(), parallel.threads, cache_sizes());
+  if (interleaved) plan.prefer_whole_rows(p.output.w, parallel.threads);
   if (!call.only_counts()) {
     dense.to_panel_order(static_cast<const S*>(p.weight), ordered);
     for (int64_t panel = 0; panel < plan.panels; ++panel)
@@ -171,31 +173,41 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
   parallel.share(plan.tasks(), [&](Tasks& tasks) {
     Scratch task(ScratchUse::kTask);
     const int64_t ld = panel_ld<T>(depth);
-    const size_t panel_slot = task.add<T>(plan.pixel_tile * ld);
     std::optional<WindowRows<S>> window_rows;
     std::optional<RowSource<S>> rows;
+    size_t panel_slot = 0;
     auto vertical = reserved<Tap>(p.window.kernel[0]);
-    if (interleaved)
+    if (interleaved) {
       window_rows.emplace(p, RowOrder::kInterleaved, dense.height(), task);
-    else
+    } else {
       rows.emplace(dense.rows(), p.input.c, task);
+      panel_slot = task.add<T>(plan.pixel_tile * ld);
+    }
     OutputTiles<S> output(p.output, p.epilogue, plan.pixel_tile, task);
     interleaved ? window_rows->prepare(task) : rows->select(0, p.input.c);
-    T* panel = task.get<T>(panel_slot);
     for (int64_t index; tasks.next(index);) {
       const int64_t split = index / plan.pixel_tiles, first = index % plan.pixel_tiles * plan.pixel_tile;
       const int64_t count = std::min(plan.pixel_tile, pixels - first);
-      if (interleaved)
-        window_rows->fill_by_pixel(first, count, panel, ld);
-      else
+      const int64_t j0 = plan.panels * split / plan.panel_splits,
+                    j1 = plan.panels * (split + 1) / plan.panel_splits;
+      const auto multiply_by_all = [&](const Panel<T>& left, int64_t run_depth, int64_t from,
+                                       int64_t length) {
+        for (int64_t j = j0; j < j1; ++j)
+          output.write({0, p.output.w, first + from, length}, j * kTileColumns<T>, epilogue,
+                       [&](const TileOutput<T>& out, int64_t, int64_t) {
+                         multiply<false>(left, length, weights.panel(j), weights.width(j), run_depth, out);
+                       });
+      };
+      if (interleaved) {
+        window_rows->for_each_windows(first, count,
+                                      [&](const Panel<T>& windows, int64_t from, int64_t length) {
+                                        multiply_by_all(windows, window_rows->run_depth(), from, length);
+                                      });
+      } else {
+        T* panel = task.get<T>(panel_slot);
         dense.fill(*rows, vertical, first, count, panel, ld);
-      const int64_t j1 = plan.panels * (split + 1) / plan.panel_splits;
-      for (int64_t j = plan.panels * split / plan.panel_splits; j < j1; ++j)
-        output.write({0, p.output.w, first, count}, j * kTileColumns<T>, epilogue,
-                     [&](const TileOutput<T>& out, int64_t, int64_t) {
-                       multiply<false>(Panel<T>{panel, ld, 1}, count, weights.panel(j), weights.width(j),
-                                       depth, out);
-                     });
+        multiply_by_all({panel, ld, 1}, depth, 0, count);
+      }
     }
   });
 }

@@ -34,10 +34,12 @@ class WindowRows {
         line_size_(positions_ + 2 * Vec<T>::kLanes * stride_),
         row_size_(order == RowOrder::kPlanar ? channels_ * stride_ * residue_ld_
                                              : positions_ * channels_ + Vec<T>::kLanes),
+        runs_(p.window.dilation[1] == 1 ? 1 : p.window.kernel[1]),
         window_rows_(std::min((p.window.kernel[0] - 1) * p.window.dilation[0] + 1, height)),
         rows_slot_(scratch.add<T>((window_rows_ + 1) * row_size_)),
         line_slot_(scratch.add<T>(line_size_)),
-        held_(static_cast<size_t>(window_rows_), -1) {}
+        held_(static_cast<size_t>(window_rows_), -1),
+        offsets_(reserved<int64_t>(p.window.kernel[0] * runs_)) {}
 
   void prepare(Scratch& scratch) {
     rows_ = scratch.get<T>(rows_slot_);
@@ -59,27 +61,25 @@ class WindowRows {
     return to;
   }
 
-  // panel[pixel][(kh, kw, c)] of pixels [first, first + count), counted over rows and images; ld as of
-  // panel_ld(). Runs are copied in whole vectors, each over the end of the one before.
-  void fill_by_pixel(int64_t first, int64_t count, T* panel, int64_t ld) {
-    const int64_t* dilation = p_.window.dilation;
-    const int64_t runs = dilation[1] == 1 ? 1 : p_.window.kernel[1],
-                  values = p_.window.kernel[1] / runs * channels_;
+  // The inputs of pixels [first, first + count), counted over rows and images, as left factors where they
+  // lie: body(windows, from, count) for those of an output row, `from` counted from `first`. In the order
+  // (kh, kw, c), in runs of run_depth() values.
+  template <class Body>
+  void for_each_windows(int64_t first, int64_t count, Body&& body) {
     for_each_output_row(first, count, [&](int64_t n, int64_t h, int64_t w, int64_t at, int64_t length) {
+      offsets_.clear();
       for (int64_t kh = 0; kh < p_.window.kernel[0]; ++kh)
-        for (int64_t run = 0; run < runs; ++run) {
-          const T* from = row(n, input_row(h, kh)) + (w * stride_ + run * dilation[1]) * channels_;
-          T* to = panel + at * ld + (kh * runs + run) * values;
-          if (values <= Vec<T>::kLanes) {
-            for (int64_t j = 0; j < length; ++j) store(to + j * ld, load(from + j * stride_ * channels_));
-          } else {
-            for (int64_t j = 0; j < length; ++j) copy(from + j * stride_ * channels_, to + j * ld, values);
-          }
-        }
+        for (int64_t run = 0; run < runs_; ++run)
+          offsets_.push_back(row(n, input_row(h, kh)) - rows_ + run * p_.window.dilation[1] * channels_);
+      body(Panel<T>{rows_ + w * stride_ * channels_, stride_ * channels_, 1, offsets_.data(),
+                    static_cast<int64_t>(offsets_.size())},
+           at, length);
     });
   }
+  int64_t run_depth() const { return p_.window.kernel[1] / runs_ * channels_; }
 
-  // panel[(kh, kw, c)][pixel] of the same; rows of the panel have room for one vector more than count.
+  // panel[(kh, kw, c)][pixel] of pixels [first, first + count); rows of the panel have room for one vector
+  // more than count.
   void fill_by_tap(int64_t first, int64_t count, T* panel, int64_t ld) {
     const Window& window = p_.window;
     for_each_output_row(first, count, [&](int64_t n, int64_t h, int64_t w, int64_t at, int64_t length) {
@@ -183,8 +183,11 @@ class WindowRows {
 
   const RowAverageConv2dParams& p_;
   RowOrder order_;
-  int64_t height_, channels_, stride_, positions_, residue_ld_, line_size_, row_size_, window_rows_;
+  int64_t height_, channels_, stride_, positions_, residue_ld_, line_size_, row_size_;
+  int64_t runs_;  // of memory in a row of a window
+  int64_t window_rows_;
   size_t rows_slot_, line_slot_;
   T *rows_ = nullptr, *line_ = nullptr;  // the ring and a row of zeros; one channel of a row, in order
   ScratchVector<int64_t> held_;          // which row each slot of the ring holds
+  ScratchVector<int64_t> offsets_;       // of the runs of a window
 };
