@@ -1,34 +1,9 @@
 #include "core/plan.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 
 namespace sepconv {
-
-namespace {
-
-CacheSizes& sizes() {
-  static CacheSizes sizes = [] {
-    CacheSizes found;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) found.l2 = l2;
-    if (const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE); l3 > 0) found.last_level = l3;
-#endif
-    return found;
-  }();
-  return sizes;
-}
-
-}  // namespace
-
-const CacheSizes& cache_sizes() {
-  return sizes();
-}
-void pretend_cache_sizes(const CacheSizes& pretended) {
-  sizes() = pretended;
-}
 
 PixelTile ForwardPlan::tile(int64_t index) const {
   if (strips == 1) return {0, width, index * pixel_tile, std::min(pixel_tile, pixels - index * pixel_tile)};
@@ -146,8 +121,10 @@ WeightGradientPlan plan_weight_gradient(int64_t batch, int64_t out_height, int64
   // chunk of the depthwise output in L2.
   const int64_t fits = cache.l2 * 2 / 5 / (plan.pixel_chunk * tile.columns * compute_bytes);
   const int64_t wanted = divide_up(threads, plan.pixel_splits);
-  plan.depth_block =
-      std::clamp<int64_t>(divide_up(panels, wanted), 1, std::max<int64_t>(fits, 1)) * tile.columns;
+  const int64_t most = std::clamp<int64_t>(divide_up(panels, wanted), 1, std::max<int64_t>(fits, 1));
+  // All of one size, and shares of one size for the threads: with a few tasks, one more is a long wait.
+  const int64_t blocks = std::min(panels, round_up(divide_up(panels, most), wanted));
+  plan.depth_block = divide_up(panels, blocks) * tile.columns;
   plan.depth_blocks = divide_up(depth, plan.depth_block);
   return plan;
 }

@@ -3,21 +3,10 @@
 #pragma once
 #include <cstdint>
 
+#include "core/cache_sizes.h"
 #include "core/params.h"
 
 namespace sepconv {
-
-struct CacheSizes {
-  int64_t l2 = 1 << 20;           // bytes a core
-  int64_t last_level = 32 << 20;  // bytes of the largest, shared or not
-};
-const CacheSizes& cache_sizes();                    // of this machine, read once
-void pretend_cache_sizes(const CacheSizes& sizes);  // for tests, while no call runs
-
-// An output that would only push other data out of the caches is written past them.
-inline bool bypasses_caches(int64_t bytes, const CacheSizes& cache) {
-  return bytes > cache.last_level / 2;
-}
 
 // What a kernel set tells the planner about its registers, for one compute type.
 struct TileShape {

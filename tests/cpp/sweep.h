@@ -707,6 +707,37 @@ void check_derivative_at_special_values(DType dtype, Activation kind) {
             ("wrong at " + std::to_string(values[i])).c_str());
 }
 
+// A grad_input of whole lines goes past the caches where it is large for them, with the same bits.
+void check_streamed_gradient(DType dtype) {
+  constexpr int64_t kImages = 2, kChannels = 64, kHeight = 14, kWidth = 20, kLineBytes = 64;
+  constexpr int64_t kCount = kImages * kHeight * kWidth * kChannels;
+  Buffer x = Buffer::random(kCount, dtype), gy = Buffer::random(kCount, dtype),
+         depthwise = Buffer::random(9 * kChannels, dtype),
+         pointwise = Buffer::random(kChannels * kChannels, dtype);
+  context = std::string("grad_input past the caches on ") + name_of(current_isa()) + ", dtype " +
+            std::to_string(static_cast<int>(dtype));
+  const auto image = [](void* data) {
+    return Image{
+        data,     kImages, kChannels, kHeight, kWidth, kHeight * kWidth * kChannels, 1, kWidth * kChannels,
+        kChannels};
+  };
+  const auto gradient = [&](int64_t last_level) {
+    pretend_cache_sizes({1 << 20, last_level});
+    const int64_t bytes = kCount * bytes_of(dtype);
+    std::vector<char> memory(static_cast<size_t>(bytes + kLineBytes), static_cast<char>(0xff));
+    char* line =
+        memory.data() + (kLineBytes - reinterpret_cast<uintptr_t>(memory.data()) % kLineBytes) % kLineBytes;
+    SeparableConv2dBackwardParams q;
+    q.forward.dtype = dtype, q.forward.input = image(x.data()), q.forward.output = image(gy.data());
+    q.forward.window = {{3, 3}, {1, 1}, {1, 1}, {1, 1}};
+    q.forward.depthwise_weight = depthwise.data(), q.forward.pointwise_weight = pointwise.data();
+    q.grad_input = image(line);
+    entry.separable_conv2d_backward(q, threads<2>());
+    return std::vector<char>(line, line + bytes);
+  };
+  require(gradient(0) == gradient(int64_t{1} << 40), "grad_input", "differs from what stays in the caches");
+}
+
 void sweep_row_average(DType dtype) {
   const int64_t n = pick(0, 3), channels = random_channels(), height = pick(1, 14), width = pick(1, 40),
                 stride = pick(1, 5), rows = row_average_size(height, stride);
@@ -861,6 +892,12 @@ void sweep(const Entry& of, int64_t cases, uint64_t seed) {
         set_isa(isa);
         check_derivative_at_special_values(dtype, kind);
       }
+  for (const Isa isa : entry.plain ? std::vector<Isa>{} : isas)
+    for (const DType dtype : {DType::kFloat32, DType::kFloat64}) {
+      set_isa(isa);
+      check_streamed_gradient(dtype);
+    }
+  pretend_cache_sizes(machine);
   std::printf("%ld random calls agree with the reference %016llx, on", static_cast<long>(cases),
               static_cast<unsigned long long>(fingerprint));
   for (const Isa isa : isas) std::printf(" %s", name_of(isa));

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -18,11 +20,30 @@ void require(bool holds, const char* what, int64_t a, int64_t b, int64_t c) {
   std::exit(1);
 }
 
+// The last level is what Linux says, wherever it says something.
+void require_linux_cache_sizes() {
+  int64_t last = 0;
+  for (int index = 0;; ++index) {
+    const std::string cache = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index);
+    std::ifstream level_file(cache + "/level"), size_file(cache + "/size");
+    int64_t level = 0, size = 0;
+    char unit = 0;
+    if (!(level_file >> level && size_file >> size >> unit)) break;
+    if (level > 1) last = std::max(last, size << (unit == 'M' ? 20 : 10));
+  }
+  const CacheSizes& found = cache_sizes();
+  require(last == 0 || found.last_level == last, "not the last-level cache of this machine", found.last_level,
+          last, 0);
+  require(0 < found.l2 && found.l2 <= found.last_level, "an L2 larger than the last level", found.l2,
+          found.last_level, 0);
+}
+
 }  // namespace
 
 int main() {
   const TileShape tile{6, 64, 16};
   int64_t cases = 0;
+  require_linux_cache_sizes();
   for (auto [height, width] : {std::pair<int64_t, int64_t>{1, 1},
                                {1, 2},
                                {13, 1},
@@ -115,6 +136,9 @@ int main() {
                     depth);
             require(weights.depth_block % tile.columns == 0, "a depth block cuts a weight panel", batch, size,
                     depth);
+            require(weights.depth_block ==
+                        divide_up(divide_up(depth, tile.columns), weights.depth_blocks) * tile.columns,
+                    "depth blocks of uneven size", batch, size, depth);
             require(weights.depth_block * weights.depth_blocks >= depth &&
                         weights.depth_block * (weights.depth_blocks - 1) < depth,
                     "depth blocks do not cover the depth", batch, size, depth);

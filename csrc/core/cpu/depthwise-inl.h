@@ -24,6 +24,7 @@ struct WeightedSum {
   Stage<T> stage;  // the middle stage, from this block's first channel; applied while sums are registers
   int64_t output_rows = 1, output_row_step = 0;
   Stage<T> on_load = {};  // the prologue likewise, where the sources do not hold its results
+  bool streamed = false;  // outputs are whole lines and may go past the caches
 
   // Output row r alone.
   WeightedSum row(int64_t r) const {
@@ -32,6 +33,11 @@ struct WeightedSum {
     return one;
   }
 };
+
+// A vector store past the caches writes a whole line.
+template <class D>
+inline constexpr bool kVectorsAreLines =
+    std::is_same_v<D, Compute<D>> && Vec<Compute<D>>::kLanes * sizeof(D) == kLine;
 
 // The prologues that are applied to values as they are loaded: no row is copied for them.
 enum class OnLoad { kNothing, kRelu, kClampedAffine };
@@ -161,11 +167,16 @@ inline void sum_sliding_rows(const WeightedSum<S, D>& s, int64_t at, int64_t c, 
   if (!s.stage.empty())
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) apply_stage<kOutputs>(s.stage, c, sums[r]);
+  const auto write_all = [&](auto&& write) {
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int u = 0; u < kOutputs; ++u)
-      vector.write(s.output + r * s.output_row_step + (at + u) * s.output_step + c, sums[r][u]);
+      for (int u = 0; u < kOutputs; ++u)
+        write(s.output + r * s.output_row_step + (at + u) * s.output_step + c, sums[r][u]);
+  };
+  if constexpr (kVectorsAreLines<D> && std::is_same_v<Vector, FullVector<T>>)
+    if (s.streamed) return write_all([](D* to, const Vec<T>& sum) { stream_line(&sum, to); });
+  write_all([&](D* to, Vec<T> sum) { vector.write(to, sum); });
 }
 
 // Blocks of outputs along the row, all channels of a block before the next one: the sources are then read in
@@ -345,7 +356,7 @@ class DepthwiseRow {
   template <class Rows, class D>
   void run(const DepthwisePlan& plan, Rows& rows, const DepthwiseWeights<T>& weights, int64_t n, int64_t at,
            int64_t count, int64_t begin, int64_t end, const Stage<T>& stage, int64_t channels, D* output,
-           int64_t output_step, int64_t output_row_step) {
+           int64_t output_step, int64_t output_row_step, bool streamed = false) {
     const Stage<T> on_load = rows.on_load();
     taps_at(plan.vertical, plan.direction, at, vertical_);
     sources_.clear(), weights_.clear();
@@ -367,7 +378,7 @@ class DepthwiseRow {
           sources_.data(), weights_.data(), static_cast<int64_t>(weights_.size()), taps_.data(),
           static_cast<int64_t>(taps_.size()), segment.source_step * pixel,
           output + (segment.begin + j0 * segment.step - begin) * output_step, segment.step * output_step,
-          j1 - j0, channels, stage, count, output_row_step, on_load});
+          j1 - j0, channels, stage, count, output_row_step, on_load, streamed});
     }
   }
 

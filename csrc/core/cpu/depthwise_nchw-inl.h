@@ -188,12 +188,12 @@ class ChannelDepthwise {
                   bottom = last / out.w * v.stride[0] - v.padding[0] + (v.kernel[0] - 1) * v.dilation[0];
     const S* channel = static_cast<const S*>(x.data) + n * x.stride_n + c * x.stride_c;
     const int64_t h0 = std::max<int64_t>(0, top), h1 = std::min(bottom, x.h - 1);
-    constexpr int64_t kLine = 64 / sizeof(S);
+    constexpr int64_t kStep = kLine / sizeof(S);
     if (x.stride_h == x.w) {
-      for (int64_t i = h0 * x.w; i < (h1 + 1) * x.w; i += kLine) __builtin_prefetch(channel + i, 0, 2);
+      for (int64_t i = h0 * x.w; i < (h1 + 1) * x.w; i += kStep) __builtin_prefetch(channel + i, 0, 2);
     } else {
       for (int64_t h = h0; h <= h1; ++h)
-        for (int64_t i = 0; i < x.w; i += kLine) __builtin_prefetch(channel + h * x.stride_h + i, 0, 2);
+        for (int64_t i = 0; i < x.w; i += kStep) __builtin_prefetch(channel + h * x.stride_h + i, 0, 2);
     }
   }
 

@@ -1,5 +1,7 @@
 // Moving values between storage (any dtype, layout and strides) and the compute type in channels-last order.
 
+inline constexpr int64_t kLine = 64;  // bytes of a cache line
+
 // Full and partial vectors of values, so that one body serves both.
 template <class T>
 struct FullVector {

@@ -49,7 +49,6 @@ class Ahead {
   Ahead(const void* data, int64_t bytes, int64_t rows = 1, int64_t row_stride = 0)
       : now_{static_cast<const char*>(data), bytes, bytes > 0 ? rows : 0, row_stride}, at_(now_.row) {}
 
-  static constexpr int64_t kLine = 64;
   bool empty() const { return now_.rows == 0; }
   const char* at() const { return at_; }
   int64_t lines() const { return now_.rows * ((now_.bytes + kLine - 1) / kLine); }
@@ -134,7 +133,7 @@ void multiply_tile(const Tile<T>& tile) {
 
   // The lines of the result are in no cache as a rule: asked for now, they are there when the sums are done.
   if (!out.accumulate) {
-    constexpr int kVectorsOfLine = std::max<int>(1, Ahead::kLine / (kLanes * sizeof(T)));
+    constexpr int kVectorsOfLine = std::max<int>(1, kLine / (kLanes * sizeof(T)));
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -251,8 +250,8 @@ inline void multiply(const Panel<T>& panel, int64_t rows, const T* weights, int6
                          : i + 2 < tiles             ? row + most
                                                      : row + divide_up(rows - row, tiles - i);
     const char* wanted = ahead.empty() ? reinterpret_cast<const char*>(weights) : ahead.at();
-    kKernels.of[v][next - row - 1]({panel.from_row(row), weights, weights_ld, depth, row, out, wanted,
-                                    ahead.empty() ? 0 : Ahead::kLine});
+    kKernels.of[v][next - row - 1](
+        {panel.from_row(row), weights, weights_ld, depth, row, out, wanted, ahead.empty() ? 0 : kLine});
     ahead.advance(panel.runs * (depth / kDepthUnroll<kTransposed, T>));
     row = next;
   }

@@ -151,7 +151,7 @@ class StreamedRows {
   }
 
  private:
-  static constexpr int64_t kLine = 64, kPage = 4096, kPlaces = 4, kLeastLines = 32, kSize = sizeof(S),
+  static constexpr int64_t kPage = 4096, kPlaces = 4, kLeastLines = 32, kSize = sizeof(S),
                            kValues = kLine / kSize;
 
   // kCount runs of lines, one behind the other, in turns of two lines.

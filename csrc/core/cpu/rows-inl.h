@@ -132,11 +132,11 @@ class RowSource {
   void prefetch(int64_t n, int64_t r) const {
     const Image& x = shape_.image;
     if (r >= x.h || shape_.row_average_stride != 0 || channels_are_adjacent(x) || x.stride_w != 1) return;
-    constexpr int64_t kLine = 64 / sizeof(S);
+    constexpr int64_t kStep = kLine / sizeof(S);
     const int64_t c0 = first_ / shape_.multiplier, c1 = divide_up(first_ + count_, shape_.multiplier);
     const S* row = static_cast<const S*>(x.data) + n * x.stride_n + r * x.stride_h;
     for (int64_t c = c0; c < c1; ++c)
-      for (int64_t w = 0; w < x.w; w += kLine) __builtin_prefetch(row + c * x.stride_c + w, 0, 2);
+      for (int64_t w = 0; w < x.w; w += kStep) __builtin_prefetch(row + c * x.stride_c + w, 0, 2);
   }
 
   void average(int64_t n, int64_t r, int64_t c0, int64_t channels, T* to) {

@@ -110,10 +110,18 @@ class InputGradientRows {
         multiplier_(b.forward.depth_multiplier),
         scratch_(scratch),
         direct_(std::is_same_v<S, T> && channels_are_adjacent(x_) && multiplier_ == 1),
+        streamed_(direct_ && prologue.activation == Activation::kNone && is_in_lines(x_) &&
+                  bypasses_caches(x_.n * x_.c * x_.h * x_.w * int64_t{sizeof(S)}, cache_sizes())),
         ld_(panel_ld<T>(channels)) {
     if (!direct_) slot_ = scratch.add<T>(rows * x_.w * ld_);
     if (prologue.activation != Activation::kNone) input_slot_ = scratch.add<T>(x_.w * ld_);
   }
+  ~InputGradientRows() {
+    if (streamed_) stream_fence();
+  }
+  // Whether what is written is not read here again, and may go past the caches: large results would push G
+  // and the input out of them, and each of their lines would be fetched first.
+  bool streamed() const { return streamed_; }
   // `at` counts the rows since the last commit.
   T* row(int64_t n, int64_t h, int64_t c0, int64_t at = 0) {
     if (!direct_) return scratch_.get<T>(slot_) + at * row_stride();
@@ -133,6 +141,12 @@ class InputGradientRows {
   }
 
  private:
+  static bool is_in_lines(const Image& x) {
+    const auto whole = [](int64_t bytes) { return bytes % kLine == 0; };
+    constexpr int64_t kSize = sizeof(S);
+    return whole(static_cast<int64_t>(reinterpret_cast<uintptr_t>(x.data))) && whole(x.stride_w * kSize) &&
+           whole(x.stride_h * kSize) && whole(x.stride_n * kSize);
+  }
   void fold(T* row, int64_t channels) const {
     for (int64_t w = 0; w < x_.w; ++w)
       for (int64_t c = 0; c < channels / multiplier_; ++c) {
@@ -162,7 +176,7 @@ class InputGradientRows {
   Stage<T> prologue_;
   int64_t multiplier_;
   Scratch& scratch_;
-  bool direct_;
+  bool direct_, streamed_;
   int64_t ld_;
   size_t slot_ = 0, input_slot_ = 0;
 };
@@ -394,7 +408,8 @@ class InputPass<S>::Task {
       const int64_t count = pass_.backward_.alike(h, height - h) >= kRows ? kRows : 1;
       if (h + count > ready) break;
       read_backward_.run(pass_.backward_, ring_, weights(), n, h, count, 0, p_.input.w, Stage<T>{}, channels_,
-                         result_.row(n, h, c0_), result_.pixel_stride(), result_.row_stride());
+                         result_.row(n, h, c0_), result_.pixel_stride(), result_.row_stride(),
+                         result_.streamed());
       for (int64_t r = 0; r < count; ++r) result_.commit(n, h + r, c0_, channels_, r);
       next_ += count;
     }
