@@ -19,7 +19,6 @@ from typing import Any
 
 import harness
 import layer_shapes
-import torch
 
 BUILDS = harness.ROOT / "build" / "library"
 # What is in it: the options of the build.
@@ -91,10 +90,15 @@ def workspace_table(run: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = harness.parser(__doc__, rounds=1)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--threads", type=harness.positive, default=os.cpu_count() or 1, help="default: all cores"
+    )
     options.add_argument("--shapes", default="xception", help="a network of shapes/, or a .txt file")
+    options.add_argument("--json", type=Path, metavar="PATH", help="write the record here")
     args = options.parse_args()
-    torch.set_num_threads(args.threads)
     run = harness.record("library", args, **measure(args))
     print(harness.describe(run), sizes_table(run), workspace_table(run), sep="\n\n")
     if args.json:
