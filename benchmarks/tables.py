@@ -104,24 +104,14 @@ def _networks(runs: Runs) -> str:
     return f"{table}\n\n{_footer(*runs.values())}"
 
 
-def _average(runs: Runs) -> str:
-    (run,) = runs.values()
-    return f"{average.table(run)}\n\n{_footer(run)}"
+def _single(table: Callable[[dict[str, Any]], str]) -> Callable[[Runs], str]:
+    """Renders this table of the one record it needs."""
 
+    def render(runs: Runs) -> str:
+        (run,) = runs.values()
+        return f"{table(run)}\n\n{_footer(run)}"
 
-def _overhead(runs: Runs) -> str:
-    (run,) = runs.values()
-    return f"{overhead.table(run)}\n\n{_footer(run)}"
-
-
-def _library_sizes(runs: Runs) -> str:
-    (run,) = runs.values()
-    return f"{library.sizes_table(run)}\n\n{_footer(run)}"
-
-
-def _library_workspace(runs: Runs) -> str:
-    (run,) = runs.values()
-    return f"{library.workspace_table(run)}\n\n{_footer(run)}"
+    return render
 
 
 def _models(runs: Runs) -> str:
@@ -157,11 +147,11 @@ TABLES: dict[str, tuple[Callable[[Runs], str], Sequence[str]]] = {
         [f"layers-{shapes}-batch-{batch}" for shapes in record.SMALL_MAPS for batch in record.BATCHES],
     ),
     **{name: (_layers, [name]) for name in record.RUNS if name.startswith("layers-")},
-    "average": (_average, ["average"]),
-    "average-raised": (_average, ["average-raised"]),
-    "overhead": (_overhead, ["overhead"]),
-    "library-sizes": (_library_sizes, ["library"]),
-    "library-workspace": (_library_workspace, ["library"]),
+    "average": (_single(average.table), ["average"]),
+    "average-raised": (_single(average.table), ["average-raised"]),
+    "overhead": (_single(overhead.table), ["overhead"]),
+    "library-sizes": (_single(library.sizes_table), ["library"]),
+    "library-workspace": (_single(library.workspace_table), ["library"]),
     "models": (_models, ["models-xception", "models-optimized_xception"]),
     "training": (_training, list(record.TRAINING)),
     "training-phases": (_training_phases, list(record.TRAINING)),
