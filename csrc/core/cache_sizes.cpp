@@ -49,7 +49,7 @@ CacheSizes found() {
   if (const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) sizes.l2 = l2;
   if (const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE); l3 > 0) sizes.last_level = l3;
 #endif
-  // glibc multiplies the last level of some processors, in virtual machines most of all; Linux knows better.
+  // glibc may take the last level of a virtual machine for many times its size; Linux knows better.
   int64_t last = 0;
   for (int index = 0; index < 8; ++index) {
     const int64_t level = Attribute(index, "level").number(), bytes = Attribute(index, "size").number();

@@ -1,6 +1,6 @@
 // The one GEMM of the library: output[pixel][column] = sum over k of panel[pixel][k] * weights[k][column],
 // the sum held in registers over the full depth, so that the order of additions never depends on tiling. The
-// panel is filled by a depthwise, by a gather (dense convolution) or lies in memory already; the weight
+// panel is filled by a depthwise or a gather, or lies in memory already, in one run or several; the weight
 // gradient reads it transposed.
 
 // A register tile is up to kTileVectors vectors of columns wide; the fewer, the more rows it has.

@@ -199,10 +199,10 @@ void row_average_conv2d(const RowAverageConv2dParams& p, const Parallel& paralle
                        });
       };
       if (interleaved) {
-        window_rows->for_each_windows(first, count,
-                                      [&](const Panel<T>& windows, int64_t from, int64_t length) {
-                                        multiply_by_all(windows, window_rows->run_depth(), from, length);
-                                      });
+        window_rows->for_each_row_of_windows(
+            first, count, [&](const Panel<T>& windows, int64_t from, int64_t length) {
+              multiply_by_all(windows, window_rows->run_depth(), from, length);
+            });
       } else {
         T* panel = task.get<T>(panel_slot);
         dense.fill(*rows, vertical, first, count, panel, ld);

@@ -65,7 +65,7 @@ class WindowRows {
   // lie: body(windows, from, count) for those of an output row, `from` counted from `first`. In the order
   // (kh, kw, c), in runs of run_depth() values.
   template <class Body>
-  void for_each_windows(int64_t first, int64_t count, Body&& body) {
+  void for_each_row_of_windows(int64_t first, int64_t count, Body&& body) {
     for_each_output_row(first, count, [&](int64_t n, int64_t h, int64_t w, int64_t at, int64_t length) {
       offsets_.clear();
       for (int64_t kh = 0; kh < p_.window.kernel[0]; ++kh)
