@@ -11,8 +11,10 @@ import torch
 
 from sepconv import _loader
 
-# Whether the CUDA kernels, run by the emulator of tests/cuda_host, take the place of the CPU's.
-CUDA_HOST = os.environ.get("SEPCONV_TEST_KERNELS") == "cuda_host"
+# Whether the CUDA kernels, run by the emulator of tests/cuda_host, take the place of the CPU's: compiled as C++,
+# or ("cuda_host:ptx") translated from PTX.
+CUDA_HOST, _, CUDA_HOST_KIND = os.environ.get("SEPCONV_TEST_KERNELS", "").partition(":")
+CUDA_HOST = CUDA_HOST == "cuda_host"
 
 
 def _available() -> list[str]:
@@ -28,7 +30,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if CUDA_HOST:
         from cuda_host.build import build
 
-        torch.ops.load_library(build())
+        torch.ops.load_library(build("library", CUDA_HOST_KIND or "plain"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

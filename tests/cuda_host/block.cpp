@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "accesses.h"
 #include "fibers.h"
 #include "runtime.h"
 #include "schedule.h"
@@ -152,6 +153,7 @@ void run_block(const uint3& index) {
   release(&grid.started);
   resume(grid.launcher, *next_thread());
   operator delete(grid.shared, std::align_val_t(128));
+  count_block();
   if (!grid.error.empty()) throw std::runtime_error(std::exchange(grid.error, {}));
 }
 

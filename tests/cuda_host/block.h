@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <source_location>
 #include <tuple>
 #include <type_traits>
@@ -59,6 +60,32 @@ Copies finished_copies(int pending);
 void run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*),
               const void* call);
 
+#if defined(SEPCONV_CUDA_HOST_PTX)
+// The kernel's symbol is that of its translation from PTX, which takes parameters as they lie in memory, each at
+// a multiple of its alignment.
+template <class... Parameters, class... Values>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Values&&... values) {
+  struct Call {
+    void (*translated)(const unsigned char*);
+    alignas(16) unsigned char parameters[((sizeof(Parameters) + alignof(Parameters)) + ...)];
+  } call;
+  call.translated = reinterpret_cast<void (*)(const unsigned char*)>(kernel);
+  size_t end = 0;
+  const auto append = [&]<class T>(const T& value) {
+    end = (end + alignof(T) - 1) / alignof(T) * alignof(T);
+    std::memcpy(call.parameters + end, &value, sizeof(T));
+    end += sizeof(T);
+  };
+  (append(static_cast<std::remove_cv_t<Parameters>>(std::forward<Values>(values))), ...);
+  run_grid(
+      reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+      [](const void* erased) {
+        const auto& own = *static_cast<const Call*>(erased);
+        own.translated(own.parameters);
+      },
+      &call);
+}
+#else
 template <class... Parameters, class... Values>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Values&&... values) {
   // Arguments are converted once, as a launch does, and copied for every thread.
@@ -72,5 +99,6 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
       },
       &call);
 }
+#endif
 
 }  // namespace sepconv::cuda_host

@@ -1,0 +1,27 @@
+// Counts what the memory of a GPU has to do for the loads and stores of translated PTX (ptx.h): wavefronts of
+// shared memory, which are more than needed where lanes of a warp meet in a bank, and sectors of global memory.
+//
+// Written to the file that SEPCONV_CUDA_HOST_COUNTS names, when the process ends; nothing is counted without.
+#pragma once
+#include <cstdint>
+
+#include "block.h"
+
+namespace sepconv::cuda_host {
+
+// One instruction of one kernel.
+struct Instruction {
+  const char* kernel;
+  int number;
+};
+enum class Space { kShared, kGlobal };
+enum class Access { kLoad, kStore };
+
+// The running thread accesses `bytes` at an address, which counts from the beginning of its space.
+void count_access(const Instruction& instruction, Space space, Access access, uint64_t address, int bytes,
+                  const Position& where);
+
+// A block has ended: accesses of a warp are those of its threads at their n-th visit of an instruction.
+void count_block();
+
+}  // namespace sepconv::cuda_host
