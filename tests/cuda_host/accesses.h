@@ -1,5 +1,6 @@
 // Counts what the memory of a GPU has to do for the loads and stores of translated PTX (ptx.h): wavefronts of
-// shared memory, which are more than needed where lanes of a warp meet in a bank, and sectors of global memory.
+// shared memory, which are more than needed where lanes of a warp meet in a bank, and sectors of global
+// memory.
 //
 // Written to the file that SEPCONV_CUDA_HOST_COUNTS names, when the process ends; nothing is counted without.
 #pragma once

@@ -61,8 +61,8 @@ void run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, vo
               const void* call);
 
 #if defined(SEPCONV_CUDA_HOST_PTX)
-// The kernel's symbol is that of its translation from PTX, which takes parameters as they lie in memory, each at
-// a multiple of its alignment.
+// The kernel's symbol is that of its translation from PTX, which takes parameters as they lie in memory, each
+// at a multiple of its alignment.
 template <class... Parameters, class... Values>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Values&&... values) {
   struct Call {

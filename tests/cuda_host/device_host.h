@@ -108,6 +108,11 @@ inline void wait_for_copies() {
   }
 }
 
+inline void store_16(void* global, const uint32_t (&words)[4], Position where = Position::current()) {
+  if (reinterpret_cast<uintptr_t>(global) % 16) cuda_host::fail("a store to no multiple of 16 bytes", where);
+  for (int i = 0; i < 4; ++i) static_cast<uint32_t*>(global)[i] = words[i];
+}
+
 inline void synchronize(Position where = Position::current()) {
   cuda_host::synchronize(where);
 }

@@ -31,19 +31,19 @@ void in_blocks(const Work& work, const Launch& launch) {
   const int64_t vectors = divide_up(channels, lanes);
   // Few items: more threads along the channels, so that none is idle.
   int x = along_channels ? threads_along(vectors, items >= 64 ? 32 : threads) : 1;
-  while (x > 1 && x * lanes * weight_bytes > kSharedBytes) x /= 2;
+  const auto shared_bytes = [&] { return (x + 1) * lanes * weight_bytes; };  // weights_of_block
+  while (x > 1 && shared_bytes() > kSharedBytes) x /= 2;
   const int y = threads / x;
   const auto along_items = static_cast<unsigned>(divide_up(items, y * items_of_thread));
   const int64_t blocks = divide_up(vectors, x);
   for (int64_t first = 0; first < blocks; first += kMostBlocksDown) {
     const auto along_y = static_cast<unsigned>(std::min(kMostBlocksDown, blocks - first));
-    launch(dim3(along_items, along_y), dim3(x, y), x * lanes * weight_bytes,
-           static_cast<int>(first * x * lanes));
+    launch(dim3(along_items, along_y), dim3(x, y), shared_bytes(), static_cast<int>(first * x * lanes));
   }
 }
 
 bool fits_in_shared(int lanes, int64_t taps, DType dtype) {
-  return lanes * taps * bytes_of(dtype) <= kSharedBytes;
+  return 2 * lanes * taps * bytes_of(dtype) <= kSharedBytes;
 }
 
 // How a call is carried out: lanes of a vector, whether threads run along channels, and the columns and the

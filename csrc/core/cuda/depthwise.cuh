@@ -152,17 +152,19 @@ __device__ __forceinline__ Run run_of(unsigned item, const Geometry& g) {
 inline constexpr int kItemsOfDepthwise = 4;
 
 // The weights of this thread's vector of channels, or of all `multiplier` that each of them has; if kShared,
-// the whole block brings its own to shared memory.
+// the whole block brings its own to shared memory, where taps are one vector more than the block's channels
+// apart: adjacent taps of a channel, which adjacent threads bring, are then on different banks.
 template <class T, int kLanes, bool kShared>
 __device__ __forceinline__ auto weights_of_block(const T* weight, int channels, int first_channel,
                                                  int multiplier, int taps, bool flipped) {
   const int block_channels = blockDim.x * kLanes, lane = threadIdx.x * kLanes;
   if constexpr (kShared) {
     SEPCONV_SHARED(T, shared);
-    transpose_weights(weight, channels, first_channel, block_channels, taps, flipped, shared, block_channels,
+    const int step = block_channels + kLanes;
+    transpose_weights(weight, channels, first_channel, block_channels, taps, flipped, shared, step,
                       threadIdx.y * blockDim.x + threadIdx.x, blockDim.x * blockDim.y);
     device::synchronize();
-    return WeightsInShared<T, kLanes>{shared + lane, block_channels};
+    return WeightsInShared<T, kLanes>{shared + lane, step};
   } else {
     return WeightsInTensor<T, kLanes>{weight + static_cast<int64_t>(first_channel + lane) * multiplier * taps,
                                       taps, flipped};

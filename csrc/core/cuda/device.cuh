@@ -79,6 +79,13 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// 16 bytes to global memory at once, where the compiler would store them in parts.
+__device__ __forceinline__ void store_16(void* global, const uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0],{%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(global)), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
 __device__ __forceinline__ void synchronize() {
   __syncthreads();
 }
@@ -185,7 +192,7 @@ __device__ __forceinline__ void load(const T* from, Compute<T> (&to)[kLanes]) {
   widen(load<T, kLanes>(from), to);
 }
 template <class T, int kLanes>
-__device__ __forceinline__ void store(const Compute<T> (&from)[kLanes], T* to) {
+__device__ __forceinline__ Vector<T, kLanes> narrow(const Compute<T> (&from)[kLanes]) {
   Vector<T, kLanes> vector;
   if constexpr (Vector<T, kLanes>::kPairs) {
 #pragma unroll
@@ -194,7 +201,23 @@ __device__ __forceinline__ void store(const Compute<T> (&from)[kLanes], T* to) {
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) vector.part[i] = narrow<T>(from[i]);
   }
-  *reinterpret_cast<Vector<T, kLanes>*>(to) = vector;
+  return vector;
+}
+template <class T, int kLanes>
+__device__ __forceinline__ void store(const Compute<T> (&from)[kLanes], T* to) {
+  *reinterpret_cast<Vector<T, kLanes>*>(to) = narrow<T, kLanes>(from);
+}
+// To global memory, at once where it is 16 bytes.
+template <class T, int kLanes>
+__device__ __forceinline__ void store_global(const Compute<T> (&from)[kLanes], T* to) {
+  const Vector<T, kLanes> vector = narrow<T, kLanes>(from);
+  if constexpr (sizeof(vector) == 16) {
+    uint32_t words[4];
+    memcpy(words, &vector, sizeof(vector));
+    device::store_16(to, words);
+  } else {
+    *reinterpret_cast<Vector<T, kLanes>*>(to) = vector;
+  }
 }
 
 }  // namespace sepconv::cuda

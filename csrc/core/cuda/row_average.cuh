@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kRowAverageThreads)
       }
       sums[v] = sum;
     }
-    store(sums, to + i * shape.output.stride_row);
+    store_global<S, kLanes>(sums, to + i * shape.output.stride_row);
   }
 }
 

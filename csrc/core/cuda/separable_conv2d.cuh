@@ -11,8 +11,7 @@ inline constexpr int kFusedRun = 2;        // columns of a thread
 inline constexpr int kFusedOutputs = 128;  // output channels whose sums are in registers at once
 inline constexpr int kFusedStages = 4;     // chunks of weights under way
 
-// Elements of one row of 16 bytes, of one step of the tensor cores, of one chunk of weights, and what keeps
-// the rows of a matrix on different banks.
+// Elements of one row of 16 bytes, of one step of the tensor cores, of one chunk of weights.
 template <class T>
 inline constexpr int kRowElements = 16 / sizeof(T);
 template <class T>
@@ -41,7 +40,7 @@ struct FusedShared {
   int64_t panel, weights, offsets;
   __host__ __device__ explicit FusedShared(int padded_channels)
       : panel(int64_t{kPixels} * (padded_channels + kRowElements<T>)*sizeof(T)),
-        weights(int64_t{kFusedStages} * kFusedOutputs * (kChunkElements<T> + kRowElements<T>)*sizeof(T)),
+        weights(int64_t{kFusedStages} * kFusedOutputs * kChunkElements<T> * sizeof(T)),
         offsets(int64_t{kPixels} * sizeof(int64_t)) {}
   __host__ __device__ int64_t bytes() const { return panel + weights + offsets; }
 };
@@ -133,26 +132,33 @@ __device__ __forceinline__ void fill_panel(const FusedArguments<T>& a, T* panel,
   }
 }
 
+// Where a piece of 16 bytes of a row of weights lies in that row: rows are half of all banks long, and those
+// of a matrix, eight from a multiple of eight on, have the same piece on different banks; so have two rows
+// all of theirs, which threads copy together.
+__device__ __forceinline__ int place_of_piece(int row, int piece) {
+  return piece ^ (row / 2 % 4);
+}
+
 // Brings the pointwise weights of a block to its stages: a chunk is kFusedOutputs rows of kChunkElements, in
 // such an order that the two columns that a lane gets of each of two tensor core tiles are four adjacent
 // channels. What follows from the thread alone is computed once.
 template <class T>
 struct WeightCopies {
-  static constexpr int kPieces = kChunkElements<T> / kRowElements<T>;  // of 16 bytes, in one row
-  static constexpr int kRows = kFusedThreads / kPieces;                // that the block copies at once
-  static constexpr int kStride = kChunkElements<T> + kRowElements<T>;
-  static_assert(kRows % 16 == 0);
+  static constexpr int kStride = kChunkElements<T>;
+  static constexpr int kPieces = kStride / kRowElements<T>;  // of 16 bytes, in one row
+  static constexpr int kRows = kFusedThreads / kPieces;      // that the block copies at once
+  static_assert(kRows % 16 == 0 && kPieces == 4);
   T *first, *to;
   const T* from;
   int first_channel, channel, output;  // of what is copied next: input and output channel
   int stage = 0;
 
   __device__ __forceinline__ WeightCopies(const FusedArguments<T>& a, T* stages, int first_output) {
-    const int row = static_cast<int>(threadIdx.x) / kPieces;
-    first_channel = channel = static_cast<int>(threadIdx.x) % kPieces * kRowElements<T>;
+    const int row = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
+    first_channel = channel = piece * kRowElements<T>;
     output = first_output + row / 16 * 16 + row % 8 / 2 * 4 + row % 16 / 8 * 2 + row % 2;
     from = a.pointwise_weight + static_cast<int64_t>(output) * a.channels + channel;
-    first = to = stages + row * kStride + channel;
+    first = to = stages + row * kStride + place_of_piece(row, piece) * kRowElements<T>;
   }
 
   __device__ __forceinline__ void start(const FusedArguments<T>& a, bool exists) {
@@ -226,8 +232,7 @@ __global__ void __launch_bounds__(kFusedThreads, kStep == 2 ? 1 : 2)
     separable_conv2d_kernel(const FusedArguments<T> a) {
   constexpr int kWarpsDown = kPixels / 32, kWarpsAcross = kFusedThreads / 32 / kWarpsDown;
   constexpr int kDown = 2, kAcross = kFusedOutputs / kWarpsAcross / 8;  // tensor core tiles of a warp: 16 x 8
-  constexpr int kChunk = kChunkElements<T>, kWeightStride = kChunk + kRowElements<T>;
-  constexpr int kStage = kFusedOutputs * kWeightStride;
+  constexpr int kChunk = kChunkElements<T>, kStage = kFusedOutputs * kChunk;
 
   SEPCONV_SHARED(unsigned char, shared);
   const FusedShared<T, kPixels> parts(a.padded_channels);
@@ -251,7 +256,8 @@ __global__ void __launch_bounds__(kFusedThreads, kStep == 2 ? 1 : 2)
   const int panel_stride = a.padded_channels + kRowElements<T>;
   // Rows of the matrices that this lane points at (device::load_matrices).
   const T* const a_row = panel + (down + lane % 16) * panel_stride + lane / 16 * kRowElements<T>;
-  const int b_row = (across + lane / 16 * 8 + lane % 8) * kWeightStride + lane / 8 % 2 * kRowElements<T>;
+  const int b_row = (across + lane / 16 * 8 + lane % 8) * kChunk;
+  const int b_piece = place_of_piece(lane % 8, lane / 8 % 2);
 
   float sum[kDown][kAcross][4] = {};
   for (int step = 0, chunk = 0, output = first_output + across; step < steps; ++step) {
@@ -268,7 +274,8 @@ __global__ void __launch_bounds__(kFusedThreads, kStep == 2 ? 1 : 2)
 #pragma unroll
       for (int j = 0; j < kAcross; j += 2) {
         uint32_t right[4];
-        device::load_matrices(right, b_chunk + j * 8 * kWeightStride + k);
+        device::load_matrices(right,
+                              b_chunk + j * 8 * kChunk + (b_piece ^ k / kRowElements<T>)*kRowElements<T>);
 #pragma unroll
         for (int i = 0; i < kDown; ++i) {
           device::mma(T{}, sum[i][j], left[i], right[0], right[1]);
