@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import test_training
@@ -214,15 +215,35 @@ def test_bad_options_are_named(options, words):
 # --- weights by name ---------------------------------------------------------------------------------------
 
 
-def test_weights_that_are_not_shipped_are_named():
+def test_weights_that_are_not_shipped_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     name = "cifar10"
-    if pretrained.OPTIMIZED_XCEPTION[name].path.exists():
-        pytest.skip(f"the weights {name!r} are shipped")
     with pytest.raises(FileNotFoundError, match=r"cifar10\.pt: the weights 'cifar10' are not shipped"):
         optimized_xception(weights=name)
 
 
-def test_shipped_weights_load(tmp_path, monkeypatch):
+def test_shipped_weights_classify():
+    path = os.environ.get("SEPCONV_CIFAR_NPZ")
+    if path is None:
+        pytest.skip("SEPCONV_CIFAR_NPZ does not name an .npz of CIFAR-10's JPEGs")
+    test = data.load(path).test
+    images = (test.images[:1000].float() / 255 - 0.5) / 0.5
+    model = optimized_xception(weights="cifar10").eval()
+    with torch.no_grad():
+        found = torch.cat([model(some).argmax(1) for some in images.split(250)])
+    assert (found == test.labels[:1000]).sum() > 780  # recorded: 8305 of all 10000
+
+
+def test_shipped_weights_are_whole():
+    model = optimized_xception(weights="cifar10").eval()
+    assert pretrained.OPTIMIZED_XCEPTION["cifar10"].path.stat().st_size < 16e6
+    assert model.stem.conv1.stride == (1, 1)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_433_450
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert min(norm.running_var.min() for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)) >= 0
+
+
+def test_exported_weights_load_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     path = pretrained.OPTIMIZED_XCEPTION["cifar10"].path
     trained = optimized_xception(stem_stride=1)
