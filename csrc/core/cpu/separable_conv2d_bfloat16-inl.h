@@ -51,7 +51,9 @@ class PairTiles {
 
   // Whether that is rounding them to where places() says, and nothing else.
   bool only_rounds(int64_t column) const {
-    return direct_ && residual_.data == nullptr && stage_.empty() && output_.c - column >= kPairColumns;
+    const int64_t columns = output_.c - column;
+    return direct_ && residual_.data == nullptr && stage_.empty() &&
+           (columns >= kPairColumns || columns == Vec<float>::kLanes);
   }
   // Where each of the rows goes, and a request for its line: in no cache as a rule.
   void places(const PixelTile& tile, int64_t row, int64_t rows, int64_t column, BFloat16** to) const {

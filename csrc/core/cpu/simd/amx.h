@@ -52,7 +52,7 @@ inline void multiply_tiles(const BFloat16* panel, int64_t ld, const BFloat16* we
 }
 
 // sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and at least `columns` columns;
-// where `rounded` is not null, rounded[r][c] too, of all 32 columns.
+// where `rounded` is not null, rounded[r][c] too, of one vector of columns or of all.
 inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, const BFloat16* weights,
                            int64_t depth, int64_t columns, float* sums, BFloat16* const* rounded) {
   if (rows > 16) {
@@ -62,6 +62,11 @@ inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, cons
     columns > 16 ? multiply_tiles<1, 2>(panel, ld, weights, depth, sums)
                  : multiply_tiles<1, 1>(panel, ld, weights, depth, sums);
   }
-  if (rounded != nullptr)
-    for (int64_t r = 0; r < rows; ++r, sums += 32) store_two(rounded[r], load(sums), load(sums + 16));
+  if (rounded == nullptr) return;
+  for (int64_t r = 0; r < rows; ++r, sums += 32) {
+    if (columns > 16)
+      store_two(rounded[r], load(sums), load(sums + 16));
+    else
+      store(rounded[r], load(sums));
+  }
 }

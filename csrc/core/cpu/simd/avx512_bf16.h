@@ -15,32 +15,38 @@ inline constexpr int64_t kPairColumns = 32;  // width of a packed weight panel
 #ifndef SEPCONV_SIMD_AMX
 inline constexpr int64_t kPairRows = 14, kPairRowsRead = 1;  // 28 accumulators, 2 weights
 
-template <int kRows>
+template <int kRows, int kVectors>
 inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* weights, int64_t depth,
                           float* sums, BFloat16* const* rounded) {
-  __m512 sum[kRows][2];
+  __m512 sum[kRows][kVectors];
 #pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_setzero_ps();
   for (int64_t k = 0; k < depth; k += 2, weights += 2 * kPairColumns) {
-    const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights)),
-               w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights + 32));
+    __m512bh w[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v)
+      w[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights + 32 * v));
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
       int pair;
       std::memcpy(&pair, panel + r * ld + k, sizeof pair);
       const auto x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], x, w0);
-      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, w1);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x, w[v]);
     }
   }
-  if (rounded != nullptr) {
 #pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) store_two(rounded[r], {sum[r][0]}, {sum[r][1]});
-    return;
+  for (int r = 0; r < kRows; ++r) {
+    if (rounded == nullptr) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(sums + r * kPairColumns + 16 * v, sum[r][v]);
+    } else if constexpr (kVectors == 2) {
+      store_two(rounded[r], {sum[r][0]}, {sum[r][1]});
+    } else {
+      store(rounded[r], Vec<float>{sum[r][0]});
+    }
   }
-#pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r)
-    _mm512_storeu_ps(sums + r * kPairColumns, sum[r][0]),
-        _mm512_storeu_ps(sums + r * kPairColumns + 16, sum[r][1]);
 }
 #endif

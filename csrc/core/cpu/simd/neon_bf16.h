@@ -28,25 +28,26 @@ template <int kLane>
 [[gnu::always_inline]] inline float32x4_t dot(float32x4_t sum, bfloat16x8_t w, bfloat16x8_t x) {
   return vbfdotq_laneq_f32(sum, w, x, kLane);
 }
-template <int kLane, int kRows>
-[[gnu::always_inline]] inline void add_pair(float32x4_t (&sum)[kRows][2], const bfloat16x8_t (&x)[kRows],
-                                            const BFloat16* weights) {
-  const bfloat16x8_t w0 = load_eight(weights + kLane * 2 * kPairColumns),
-                     w1 = load_eight(weights + kLane * 2 * kPairColumns + 8);
+template <int kLane, int kRows, int kVectors>
+[[gnu::always_inline]] inline void add_pair(float32x4_t (&sum)[kRows][kVectors],
+                                            const bfloat16x8_t (&x)[kRows], const BFloat16* weights) {
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    const bfloat16x8_t w = load_eight(weights + kLane * 2 * kPairColumns + 8 * v);
 #pragma GCC unroll 9
-  for (int r = 0; r < kRows; ++r) {
-    sum[r][0] = dot<kLane>(sum[r][0], w0, x[r]);
-    sum[r][1] = dot<kLane>(sum[r][1], w1, x[r]);
+    for (int r = 0; r < kRows; ++r) sum[r][v] = dot<kLane>(sum[r][v], w, x[r]);
   }
 }
 
-template <int kRows>
+template <int kRows, int kVectors>
 inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* weights, int64_t depth,
                           float* sums, BFloat16* const* rounded) {
   constexpr int64_t kDepth = 8;  // of a vector; panel and weights are padded with zeros to more
-  float32x4_t sum[kRows][2];
+  float32x4_t sum[kRows][kVectors];
 #pragma GCC unroll 9
-  for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = vdupq_n_f32(0);
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = vdupq_n_f32(0);
   for (int64_t k = 0; k < depth; k += kDepth, weights += kDepth * kPairColumns) {
     bfloat16x8_t x[kRows];
 #pragma GCC unroll 9
@@ -56,12 +57,15 @@ inline void multiply_rows(const BFloat16* panel, int64_t ld, const BFloat16* wei
     add_pair<2>(sum, x, weights);
     add_pair<3>(sum, x, weights);
   }
-  if (rounded != nullptr) {
 #pragma GCC unroll 9
-    for (int r = 0; r < kRows; ++r) store_two(rounded[r], {sum[r][0]}, {sum[r][1]});
-    return;
+  for (int r = 0; r < kRows; ++r) {
+    if (rounded == nullptr) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) vst1q_f32(sums + r * kPairColumns + 4 * v, sum[r][v]);
+    } else if constexpr (kVectors == 2) {
+      store_two(rounded[r], {sum[r][0]}, {sum[r][1]});
+    } else {
+      store(rounded[r], Vec<float>{sum[r][0]});
+    }
   }
-#pragma GCC unroll 9
-  for (int r = 0; r < kRows; ++r)
-    vst1q_f32(sums + r * kPairColumns, sum[r][0]), vst1q_f32(sums + r * kPairColumns + 4, sum[r][1]);
 }
