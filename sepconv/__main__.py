@@ -12,6 +12,17 @@ import sepconv
 from sepconv import _loader
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
+# Multiprocessors of a GPU of each family (A100, RTX 3090, RTX 4090, H100, B200, RTX 5090), and KiB of shared
+# memory that a block may have there (CUDA C++ Programming Guide, "Technical Specifications per Compute
+# Capability").
+_GPUS = {
+    "sm_80": (108, 163),
+    "sm_86": (82, 99),
+    "sm_89": (128, 99),
+    "sm_90": (132, 227),
+    "sm_100": (148, 227),
+    "sm_120": (170, 99),
+}
 
 
 def _show_info() -> str:
@@ -44,7 +55,7 @@ def _plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True)]
     else:
         padding = _pair("--padding", arguments.padding, parser)
-    return torch.ops.sepconv.describe_separable_conv2d(
+    shape = (
         arguments.batch,
         arguments.in_channels,
         arguments.height,
@@ -58,6 +69,12 @@ def _plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str
         getattr(torch, arguments.dtype),
         not arguments.nchw,
     )
+    if arguments.gpu is None:
+        return torch.ops.sepconv.describe_separable_conv2d(*shape)
+    if reason := sepconv.info()["no_cuda"]:
+        raise RuntimeError(f"--gpu needs the CUDA kernels: {reason}")
+    multiprocessors, kib = _GPUS[arguments.gpu]
+    return torch.ops.sepconv.describe_separable_conv2d_cuda(*shape, multiprocessors, kib * 1024)
 
 
 def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -90,6 +107,9 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "--depth-multiplier", metavar="M", type=int, default=1, help="depthwise outputs a channel"
     )
     plan.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help="dtype of all tensors")
+    plan.add_argument(
+        "--gpu", choices=_GPUS, help="what would run on a GPU of this family, which need not be there"
+    )
     plan.add_argument("--nchw", action="store_true", help="contiguous instead of channels_last tensors")
     return parser, plan
 

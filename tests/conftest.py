@@ -11,8 +11,8 @@ import torch
 
 from sepconv import _loader
 
-# Whether the CUDA kernels, run by the emulator of tests/cuda_host, take the place of the CPU's: compiled as C++,
-# or ("cuda_host:ptx") translated from PTX.
+# Whether the CUDA kernels, run by the emulator of tests/cuda_host, take the place of the CPU's: compiled as
+# C++, or ("cuda_host:ptx") translated from PTX.
 CUDA_HOST, _, CUDA_HOST_KIND = os.environ.get("SEPCONV_TEST_KERNELS", "").partition(":")
 CUDA_HOST = CUDA_HOST == "cuda_host"
 

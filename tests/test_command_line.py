@@ -15,6 +15,7 @@ import torch
 
 import sepconv
 from sepconv.__main__ import main
+from sepconv.ops import has_backend
 
 PACKAGE = Path(sepconv.__file__).parent
 
@@ -115,6 +116,21 @@ def test_plan_takes_two_values_an_axis(capsys):
         1, 8, 33, 35, 16, [3, 5], [1, 2], [1, 2], [1, 1], 1, torch.float32, True
     )
     assert capsys.readouterr().out.rstrip("\n") == expected.rstrip("\n")
+
+
+def test_plan_of_a_gpu_needs_none(capsys):
+    status = main(["plan", "728", "728", "19", "19", "--batch", "32", "--dtype", "float16", "--gpu", "sm_90"])
+    printed, error = capsys.readouterr()
+    if has_backend("CUDA"):
+        assert status == 0 and error == ""
+        for part in (
+            "132 multiprocessors, 227 KiB",
+            "32 x 728 x 19 x 19",
+            "would fuse: 160 tiles of 4 x 32 pixels",
+        ):
+            assert part in printed
+    else:
+        assert status == 1 and "--gpu needs the CUDA kernels: the library was built without" in error
 
 
 def test_plan_runs_as_a_command():

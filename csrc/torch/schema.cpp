@@ -77,6 +77,11 @@ STABLE_TORCH_LIBRARY(sepconv, m) {
       "describe_separable_conv2d(int batch, int in_channels, int height, int width, int out_channels,"
       " int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int depth_multiplier,"
       " ScalarType dtype, bool channels_last) -> str");
+  // The same of a GPU, which need not be there; a library without CUDA kernels has no implementation.
+  m.def(
+      "describe_separable_conv2d_cuda(int batch, int in_channels, int height, int width, int out_channels,"
+      " int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int depth_multiplier,"
+      " ScalarType dtype, bool channels_last, int multiprocessors, int shared_bytes) -> str");
   // How this library was built: "compiler=...;torch=...;cuda=...".
   m.def("build_configuration() -> str");
 }

@@ -61,6 +61,40 @@ inline SeparableConv2dCall checked_separable_conv2d(const Checks& checks, const 
   return call;
 }
 
+// A call that is only described: shapes and strides without data, which is all that planners read.
+inline SeparableConv2dParams described_separable_conv2d(const Checks& checks, const Sizes& input,
+                                                        int64_t out_channels, const Ints& kernel_size,
+                                                        const Ints& stride, const Ints& padding,
+                                                        const Ints& dilation, int64_t depth_multiplier,
+                                                        torch::headeronly::ScalarType dtype,
+                                                        bool channels_last) {
+  const auto [batch, in_channels, height, width] = input;
+  checks.at_least("batch", batch, 1);
+  checks.at_least("in_channels", in_channels, 1);
+  checks.at_least("height", height, 1);
+  checks.at_least("width", width, 1);
+  checks.at_least("out_channels", out_channels, 1);
+  checks.at_least("depth_multiplier", depth_multiplier, 1);
+  checks.length("kernel_size", kernel_size, 2);
+
+  SeparableConv2dParams params;
+  params.dtype = checks.dtype(dtype, "dtype");
+  params.window = checks.window({kernel_size[0], kernel_size[1]}, stride, padding, dilation);
+  params.depth_multiplier = depth_multiplier;
+  checks.countable("input", input, params.dtype);
+  const auto [out_height, out_width] = checks.output_size(height, width, params.window);
+  const Sizes output{batch, out_channels, out_height, out_width};
+  checks.countable("output", output, params.dtype);
+  const auto image = [&](const Sizes& sizes) -> Image {
+    const auto [n, c, h, w] = sizes;
+    const auto [stride_n, stride_c, stride_h, stride_w] = dense_strides(sizes, channels_last);
+    return {nullptr, n, c, h, w, stride_n, stride_c, stride_h, stride_w};
+  };
+  params.input = image(input);
+  params.output = image(output);
+  return params;
+}
+
 // Gradients that the mask asks for; the others stay undefined.
 struct SeparableConv2dGradients {
   Tensor input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias;

@@ -53,37 +53,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
   return call.grads.all();
 }
 
-// Shape and strides without data: all that the planner reads.
-Image dense_image(const Sizes& sizes, bool channels_last) {
-  const auto [n, c, h, w] = sizes;
-  const auto [stride_n, stride_c, stride_h, stride_w] = dense_strides(sizes, channels_last);
-  return {nullptr, n, c, h, w, stride_n, stride_c, stride_h, stride_w};
-}
-
 std::string describe(int64_t batch, int64_t in_channels, int64_t height, int64_t width, int64_t out_channels,
                      Ints kernel_size, Ints stride, Ints padding, Ints dilation, int64_t depth_multiplier,
                      torch::headeronly::ScalarType dtype, bool channels_last) {
   const Checks checks("describe_separable_conv2d");
-  checks.at_least("batch", batch, 1);
-  checks.at_least("in_channels", in_channels, 1);
-  checks.at_least("height", height, 1);
-  checks.at_least("width", width, 1);
-  checks.at_least("out_channels", out_channels, 1);
-  checks.at_least("depth_multiplier", depth_multiplier, 1);
-  checks.length("kernel_size", kernel_size, 2);
-
-  SeparableConv2dParams params;
-  params.dtype = checks.dtype(dtype, "dtype");
-  params.window = checks.window({kernel_size[0], kernel_size[1]}, stride, padding, dilation);
-  params.depth_multiplier = depth_multiplier;
-  const Sizes input{batch, in_channels, height, width};
-  checks.countable("input", input, params.dtype);
-  const auto [out_height, out_width] = checks.output_size(height, width, params.window);
-  const Sizes output{batch, out_channels, out_height, out_width};
-  checks.countable("output", output, params.dtype);
-  params.input = dense_image(input, channels_last);
-  params.output = dense_image(output, channels_last);
-  return describe_separable_conv2d(params, torch_threads().threads);
+  return describe_separable_conv2d(
+      described_separable_conv2d(checks, {batch, in_channels, height, width}, out_channels, kernel_size,
+                                 stride, padding, dilation, depth_multiplier, dtype, channels_last),
+      torch_threads().threads);
 }
 
 }  // namespace

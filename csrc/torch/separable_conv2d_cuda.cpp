@@ -3,6 +3,7 @@
 // result is never kept for the backward, which computes it again.
 #include <torch/csrc/stable/library.h>
 
+#include <string>
 #include <tuple>
 
 #include "core/cuda/depthwise.h"
@@ -192,10 +193,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
   return call.grads.all();
 }
 
+std::string describe(int64_t batch, int64_t in_channels, int64_t height, int64_t width, int64_t out_channels,
+                     Ints kernel_size, Ints stride, Ints padding, Ints dilation, int64_t depth_multiplier,
+                     torch::headeronly::ScalarType dtype, bool channels_last, int64_t multiprocessors,
+                     int64_t shared_bytes) {
+  const Checks checks("describe_separable_conv2d_cuda");
+  checks.at_least("multiprocessors", multiprocessors, 1);
+  checks.at_least("shared_bytes", shared_bytes, 1);
+  const cuda::Device device{static_cast<int>(multiprocessors), static_cast<int>(shared_bytes)};
+  SeparableConv2dCall call;
+  call.params =
+      described_separable_conv2d(checks, {batch, in_channels, height, width}, out_channels, kernel_size,
+                                 stride, padding, dilation, depth_multiplier, dtype, channels_last);
+  std::string text = cuda::describe_separable_conv2d(call.params, device);
+  cuda::DepthwiseParams depthwise = depthwise_params(call);
+  const Image& out = call.params.output;
+  const int64_t middle = in_channels * depth_multiplier;
+  const auto [n, c, h, w] = dense_strides({batch, middle, out.h, out.w}, channels_last);
+  depthwise.output = {nullptr, batch, middle, out.h, out.w, n, c, h, w};
+  text += cuda::describe_depthwise(depthwise);
+  return text + "pointwise          torch's own 1x1 convolution or matrix product\n";
+}
+
 }  // namespace
 }  // namespace sepconv::binding
 
 STABLE_TORCH_LIBRARY_IMPL(sepconv, SEPCONV_CUDA_KEY, m) {
   m.impl("separable_conv2d", TORCH_BOX(&sepconv::binding::forward));
   m.impl("separable_conv2d_backward", TORCH_BOX(&sepconv::binding::backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sepconv, CompositeExplicitAutograd, m) {
+  m.impl("describe_separable_conv2d_cuda", TORCH_BOX(&sepconv::binding::describe));
 }

@@ -109,4 +109,12 @@ void matrices(uint32_t (&r)[4], uint32_t address, Instruction instruction,
     cuda::device::load_matrices(r, row, where);
 }
 
+// shfl.sync.down: the value of a lane further on, or the lane's own where that is not `within` the warp.
+inline uint32_t shuffle_down(uint32_t value, uint32_t lanes, uint32_t clamp, uint32_t mask, bool& within,
+                             Position where = Position::current()) {
+  if (clamp != 31 || mask != ~uint32_t{0}) fail("a shuffle of a part of the warp", where);
+  within = static_cast<uint32_t>(here.lane) + lanes < 32;
+  return cuda::device::shuffle_down(value, static_cast<int>(lanes), where);
+}
+
 }  // namespace sepconv::cuda_host::ptx

@@ -3,9 +3,10 @@
     nvcc -std=c++20 -O3 -lineinfo -arch=sm_80 -ptx kernel.cu -o kernel.ptx
     python tests/cuda_host/ptx.py kernel.ptx > kernel.cpp
 
-Every kernel becomes a function of the same symbol, which takes its parameters as they lie in memory (block.h's
-launch). Registers become variables, each instruction one statement with the functions of ptx.h, at the line
-of the CUDA source that it came from. An instruction that is not known here is an error, never a guess.
+Every kernel becomes a function of the same symbol, which takes its parameters as they lie in memory
+(block.h's launch). Registers become variables, each instruction one statement with the functions of ptx.h, at
+the line of the CUDA source that it came from. An instruction that is not known here is an error, never a
+guess.
 
 After NVIDIA's "Parallel Thread Execution ISA".
 """
@@ -311,7 +312,7 @@ def _cvt(i: Instruction) -> str:
         return i.result(f"widen({kind}{{{i.value(1, 'b16')}}})", "f32")
     if to[0] in "us" and source[0] in "us":
         return i.result(f"{TYPES[to]}({i.value(1, source)})", to)
-    if source[0] in "us" and "rn" in i.opcode or (to, source) == ("f64", "f32"):
+    if (source[0] in "us" and "rn" in i.opcode) or (to, source) == ("f64", "f32"):
         return i.result(f"{TYPES[to]}({i.value(1, source)})", to)
     raise UnknownError("a conversion of this kind")
 
@@ -371,9 +372,12 @@ def _mma(i: Instruction) -> str:
 
 
 def _shfl(i: Instruction) -> str:
-    if i.opcode[1:] != ["sync", "down", "b32"] or "|" in i.operands[0] or i.operands[3:] != ["31", "-1"]:
+    if i.opcode[1:] != ["sync", "down", "b32"]:
         raise UnknownError("a shuffle of this kind")
-    return i.result(f"device::shuffle_down({i.value(1)}, {i.value(2, 's32')})")
+    k, (to, _, within) = i.kernel, i.operands[0].partition("|")
+    call = f"shuffle_down({i.value(1)}, {', '.join(i.value(j, 'u32') for j in (2, 3, 4))}, within)"
+    also = k.assign(within, "pred", "within") if within else ""
+    return f"{{ bool within; {k.assign(to, 'b32', call)} {also} }}"
 
 
 TRANSLATE: dict[str, Callable[[Instruction], str]] = {
@@ -460,7 +464,9 @@ def _translate(kernel: Kernel, body: str, files: dict[str, str]) -> None:
 def _offsets(parameters: str) -> dict[str, int]:
     """Each parameter lies at a multiple of its alignment, one after the other."""
     offsets, end = {}, 0
-    pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?"
+    pattern = (
+        r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?"
+    )
     for found in re.finditer(pattern, parameters):
         size = bits_of(found[2]) // 8
         alignment = int(found[1] or size)

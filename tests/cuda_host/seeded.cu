@@ -1,5 +1,6 @@
 // Kernels with one bug each, which the emulator must find in one build or another: `seeded BUG` prints what
-// it finds and fails. Without a bug, the kernel and the emulator's intrinsics agree with plain loops.
+// it finds and fails. Without a bug, the kernel and the emulator's intrinsics agree with plain loops. `seeded
+// counts` makes accesses whose costs are known.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,8 +12,7 @@
 
 #include "core/cuda/device.cuh"
 
-namespace sepconv::cuda {
-namespace {
+namespace sepconv::cuda::seeded {  // not unnamed: a kernel has one symbol for every compiler
 
 enum class Bug {
   kNone,
@@ -25,6 +25,7 @@ enum class Bug {
   kBarrierLeftBehind,
   kDivergentCollective,
   kMisalignedCopy,
+  kSwappedRegisters,
   kTooLittleSharedMemory,
   kTooLargeBlock,
 };
@@ -40,6 +41,7 @@ constexpr const char* kNames[] = {
     "barrier_left_behind",
     "divergent_collective",
     "misaligned_copy",
+    "swapped_registers",
     "too_little_shared_memory",
     "too_large_block",
 };
@@ -56,6 +58,19 @@ struct Shared {
   float scaled[kRows][kDepth<S>];
   S b[2][kColumns][kPitch<S>];
 };
+
+// A product whose assembly has two registers of `a` in the wrong order, which its translation alone can show.
+__device__ __forceinline__ void mma_of_swapped_registers([[maybe_unused]] float (&d)[4],
+                                                         [[maybe_unused]] const uint32_t (&a)[4],
+                                                         [[maybe_unused]] uint32_t b0,
+                                                         [[maybe_unused]] uint32_t b1) {
+#if defined(__CUDACC__)
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[2]), "r"(a[1]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
 
 // y[rows][columns] = (2 * a[rows][depth]) * b[columns][depth]^T, a tile a block. The next step's tiles are
 // copied while this one's are multiplied.
@@ -114,7 +129,10 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (kBug != Bug::kDivergentCollective || lane != 5)
       device::load_matrices(right, &shared->b[buffer][lane / 16 * 8 + lane % 8][lane / 8 % 2 * kVector]);
-    device::mma(S{}, sums[0], left, right[0], right[1]);
+    if constexpr (kBug == Bug::kSwappedRegisters)
+      mma_of_swapped_registers(sums[0], left, right[0], right[1]);
+    else
+      device::mma(S{}, sums[0], left, right[0], right[1]);
     device::mma(S{}, sums[1], left, right[2], right[3]);
     if constexpr (kBug != Bug::kMissingBarrierAtLoopEnd) device::synchronize();
   }
@@ -188,6 +206,26 @@ bool multiplies() {
   return true;
 }
 
+// One warp: a word each of every kStep-th, to and from shared memory and from global memory.
+template <int kStep>
+__global__ void strided(const float* x, float* y) {
+  SEPCONV_SHARED(float, shared);
+  const int lane = static_cast<int>(threadIdx.x);
+  shared[lane * kStep] = x[lane * kStep];
+  device::synchronize();
+  y[lane] = shared[(31 - lane) * kStep];
+}
+
+template <int kStep>
+bool counts() {
+  alignas(32) float x[32 * kStep] = {}, y[32];
+  for (int i = 0; i < 32; ++i) x[i * kStep] = static_cast<float>(i);
+  SEPCONV_LAUNCH(strided<kStep>, 1, 32, sizeof x, nullptr, x, y);
+  for (int i = 0; i < 32; ++i)
+    if (y[i] != static_cast<float>(31 - i)) return false;
+  return true;
+}
+
 template <Bug kBug>
 bool run() {
   if (kBug != Bug::kNone) return multiplies<Float16, kBug>();
@@ -201,16 +239,16 @@ bool run_named(const char* name) {
     if (std::strcmp(name, kNames[kBug]) == 0) return run<static_cast<Bug>(kBug)>();
     return run_named<kBug + 1>(name);
   }
+  if (std::strcmp(name, "counts") == 0) return counts<1>() && counts<8>() && counts<33>();
   std::printf("there is no bug named %s\n", name);
   return false;
 }
 
-}  // namespace
-}  // namespace sepconv::cuda
+}  // namespace sepconv::cuda::seeded
 
 int main(int count, char** arguments) {
   try {
-    return sepconv::cuda::run_named(count == 2 ? arguments[1] : "") ? 0 : 1;
+    return sepconv::cuda::seeded::run_named(count == 2 ? arguments[1] : "") ? 0 : 1;
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;

@@ -1,3 +1,8 @@
+#include <sstream>
+#include <string>
+#include <type_traits>
+#include <utility>
+
 #include "core/cuda/depthwise.cuh"
 #include "core/cuda/depthwise.h"
 #include "core/cuda/depthwise_backward.cuh"
@@ -31,19 +36,19 @@ void in_blocks(const Work& work, const Launch& launch) {
   const int64_t vectors = divide_up(channels, lanes);
   // Few items: more threads along the channels, so that none is idle.
   int x = along_channels ? threads_along(vectors, items >= 64 ? 32 : threads) : 1;
-  const auto shared_bytes = [&] { return (x + 1) * lanes * weight_bytes; };  // weights_of_block
-  while (x > 1 && shared_bytes() > kSharedBytes) x /= 2;
+  while (x > 1 && x * lanes * weight_bytes > kSharedBytes) x /= 2;
   const int y = threads / x;
   const auto along_items = static_cast<unsigned>(divide_up(items, y * items_of_thread));
   const int64_t blocks = divide_up(vectors, x);
   for (int64_t first = 0; first < blocks; first += kMostBlocksDown) {
     const auto along_y = static_cast<unsigned>(std::min(kMostBlocksDown, blocks - first));
-    launch(dim3(along_items, along_y), dim3(x, y), shared_bytes(), static_cast<int>(first * x * lanes));
+    launch(dim3(along_items, along_y), dim3(x, y), x * lanes * weight_bytes,
+           static_cast<int>(first * x * lanes));
   }
 }
 
 bool fits_in_shared(int lanes, int64_t taps, DType dtype) {
-  return 2 * lanes * taps * bytes_of(dtype) <= kSharedBytes;
+  return lanes * taps * bytes_of(dtype) <= kSharedBytes;
 }
 
 // How a call is carried out: lanes of a vector, whether threads run along channels, and the columns and the
@@ -122,23 +127,26 @@ void launch_rows(const Kernel& kernel, const DepthwiseParams& p, const Image& fr
   });
 }
 
-template <class T, int kSize, int kStep>
-bool launch_depthwise_rows(const DepthwiseParams& p, bool flipped, Stream stream) {
-  launch_rows<T>(depthwise_rows_kernel<T, kSize, kStep>, p, p.input, p.output, p.output.h, p.output.w,
-                 kRowsRun<kSize>, flipped, stream);
-  return true;
+// Calls body(size, step), as constants, where there is a kernel for such windows; whether there is one.
+template <class Body>
+bool with_rows_kernel(int64_t size, int64_t step, const Body& body) {
+  const auto of = [&]<int kSize, int kStep>(std::integer_sequence<int, kSize, kStep>) {
+    if (size != kSize || step != kStep) return false;
+    body(std::integral_constant<int, kSize>{}, std::integral_constant<int, kStep>{});
+    return true;
+  };
+  return of(std::integer_sequence<int, 3, 1>{}) || of(std::integer_sequence<int, 3, 2>{}) ||
+         of(std::integer_sequence<int, 5, 1>{}) || of(std::integer_sequence<int, 5, 2>{}) ||
+         of(std::integer_sequence<int, 7, 1>{});
 }
 
 // Whether there is such a kernel for this call, which it has then launched.
 template <class T>
 bool depthwise_by_rows(const DepthwiseParams& p, bool flipped, Stream stream) {
-  const int64_t size = size_for_rows(p), step = p.window.stride[0];
-  if (size == 3 && step == 1) return launch_depthwise_rows<T, 3, 1>(p, flipped, stream);
-  if (size == 3 && step == 2) return launch_depthwise_rows<T, 3, 2>(p, flipped, stream);
-  if (size == 5 && step == 1) return launch_depthwise_rows<T, 5, 1>(p, flipped, stream);
-  if (size == 5 && step == 2) return launch_depthwise_rows<T, 5, 2>(p, flipped, stream);
-  if (size == 7 && step == 1) return launch_depthwise_rows<T, 7, 1>(p, flipped, stream);
-  return false;
+  return with_rows_kernel(size_for_rows(p), p.window.stride[0], [&](auto size, auto step) {
+    launch_rows<T>(depthwise_rows_kernel<T, size(), step()>, p, p.input, p.output, p.output.h, p.output.w,
+                   kRowsRun<size()>, flipped, stream);
+  });
 }
 
 template <class T>
@@ -393,6 +401,40 @@ void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* works
 }
 
 }  // namespace
+
+std::string describe_depthwise(const DepthwiseParams& p) {
+  std::ostringstream text;
+  const auto blocks = [&](const Work& work) {
+    in_blocks(work, [&](dim3 grid, dim3 block, size_t shared, int first_channel) {
+      if (first_channel > 0) return;  // further launches are like the first
+      text << grid.x << " x " << grid.y << " blocks of " << block.x << " x " << block.y << " threads";
+      if (shared > 0) text << ", " << shared << " bytes of shared memory";
+    });
+  };
+  text << "depthwise          ";
+  const bool by_rows = with_rows_kernel(size_for_rows(p), p.window.stride[0], [&](auto size, auto) {
+    constexpr int kRun = kRowsRun<size()>;
+    const Bands bands = bands_of(p, p.output.n, p.output.h, p.output.w, kRun);
+    const size_t weight_bytes = size() == 3 ? 0 : size() * size() * bytes_of(p.dtype);
+    text << "down " << bands.rows << " rows, " << kRun << " columns and " << kRowsLanes
+         << " channels a thread: ";
+    blocks({bands.items, p.output.c, kRowsLanes, true, weight_bytes, kRowsThreads, 1});
+  });
+  if (!by_rows) {
+    const Path path = path_of(p);
+    const int lanes = path.vectors ? 16 / static_cast<int>(bytes_of(p.dtype)) : 1;
+    const int64_t taps = p.window.kernel[0] * p.window.kernel[1];
+    text << "any window, " << kRun << " columns and " << lanes << (lanes > 1 ? " channels" : " channel")
+         << " a thread: ";
+    blocks({p.output.n * p.output.h * divide_up(p.output.w, kRun), p.output.c, lanes, path.along_channels,
+            path.shared ? taps * bytes_of(p.dtype) : 0});
+  }
+  const WeightGradientPlan weights = weight_gradient_plan(p);
+  text << "\nweight gradient    " << (weights.by_rows ? "down rows: " : "any window: ")
+       << weights.channel_blocks << " x " << weights.tap_blocks << " blocks of channels and taps, "
+       << weights.splits << " parts that a second kernel adds\n";
+  return text.str();
+}
 
 void depthwise(const DepthwiseParams& params, Stream stream) {
   with_type(params.dtype, [&](auto t) { depthwise_of<decltype(t)>(params, false, stream); });

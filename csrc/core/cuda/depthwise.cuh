@@ -47,15 +47,19 @@ struct WeightsInShared {
 };
 
 // Transposes the weights of `count` channels from `from` on; `step` elements lie between taps. Channels past
-// the last one read zero.
+// the last one read zero. A warp brings four taps of eight channels: few threads in a row read what lies
+// together, and few write to the same bank.
 template <class T>
 __device__ __forceinline__ void transpose_weights(const T* weight, int channels, int from, int count,
                                                   int taps, bool flipped, T* shared, int step, int thread,
                                                   int threads) {
-  for (int i = thread; i < count * taps; i += threads) {
-    const int channel = i / taps, tap = i - channel * taps;
+  const int groups = (taps + 3) / 4;  // of taps
+  for (int i = thread; i < (count + 7) / 8 * groups * 32; i += threads) {
+    const int group = i / 32, lane = i % 32;
+    const int channel = group / groups * 8 + lane / 4, tap = group % groups * 4 + lane % 4;
+    if (tap >= taps || channel >= count) continue;
     shared[(flipped ? taps - 1 - tap : tap) * step + channel] =
-        from + channel < channels ? weight[static_cast<int64_t>(from) * taps + i] : T{};
+        from + channel < channels ? weight[static_cast<int64_t>(from + channel) * taps + tap] : T{};
   }
 }
 
@@ -152,19 +156,17 @@ __device__ __forceinline__ Run run_of(unsigned item, const Geometry& g) {
 inline constexpr int kItemsOfDepthwise = 4;
 
 // The weights of this thread's vector of channels, or of all `multiplier` that each of them has; if kShared,
-// the whole block brings its own to shared memory, where taps are one vector more than the block's channels
-// apart: adjacent taps of a channel, which adjacent threads bring, are then on different banks.
+// the whole block brings its own to shared memory.
 template <class T, int kLanes, bool kShared>
 __device__ __forceinline__ auto weights_of_block(const T* weight, int channels, int first_channel,
                                                  int multiplier, int taps, bool flipped) {
   const int block_channels = blockDim.x * kLanes, lane = threadIdx.x * kLanes;
   if constexpr (kShared) {
     SEPCONV_SHARED(T, shared);
-    const int step = block_channels + kLanes;
-    transpose_weights(weight, channels, first_channel, block_channels, taps, flipped, shared, step,
+    transpose_weights(weight, channels, first_channel, block_channels, taps, flipped, shared, block_channels,
                       threadIdx.y * blockDim.x + threadIdx.x, blockDim.x * blockDim.y);
     device::synchronize();
-    return WeightsInShared<T, kLanes>{shared + lane, step};
+    return WeightsInShared<T, kLanes>{shared + lane, block_channels};
   } else {
     return WeightsInTensor<T, kLanes>{weight + static_cast<int64_t>(first_channel + lane) * multiplier * taps,
                                       taps, flipped};

@@ -1,6 +1,8 @@
 // The depthwise convolution alone, and its gradients: what the separable convolution is made of where one
 // kernel cannot do both stages.
 #pragma once
+#include <string>
+
 #include "core/cuda/launch.h"
 #include "core/params.h"
 
@@ -17,6 +19,9 @@ struct DepthwiseParams {
 };
 
 void depthwise(const DepthwiseParams& params, Stream stream);
+
+// What would run for these shapes and strides, in words: the forward, and the gradient of the weight.
+std::string describe_depthwise(const DepthwiseParams& params);
 
 // Writes params.input from params.output.
 void depthwise_input_gradient(const DepthwiseParams& params, Stream stream);

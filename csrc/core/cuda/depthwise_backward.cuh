@@ -133,21 +133,22 @@ __global__ void __launch_bounds__(256) depthwise_weight_gradient_kernel(const We
   for (int ky = 0; ky < kRows; ++ky)
 #pragma unroll
     for (int kx = 0; kx < kColumns; ++kx) {
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) own[i] = sum[ky][kx][i];
+      Compute<T>(&total)[kLanes] = sum[ky][kx];
+      store<Compute<T>, kLanes>(total, own);
       for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
         device::synchronize();
         if (threadIdx.y < half) {
+          Compute<T> other[kLanes];
+          load<Compute<T>, kLanes>(own + half * blockDim.x * kLanes, other);
 #pragma unroll
-          for (int i = 0; i < kLanes; ++i) own[i] += own[half * blockDim.x * kLanes + i];
+          for (int i = 0; i < kLanes; ++i) total[i] += other[i];
+          store<Compute<T>, kLanes>(total, own);
         }
       }
       if (threadIdx.y == 0 && exists) {
         const int tap = (first_row + ky) * g.kernel[1] + first_column + kx;
-        Compute<T>* const partial =
-            a.partial + (static_cast<int64_t>(blockIdx.y) * taps + tap) * a.channels + channel;
-#pragma unroll
-        for (int i = 0; i < kLanes; ++i) partial[i] = own[i];
+        store_global<Compute<T>, kLanes>(
+            total, a.partial + (static_cast<int64_t>(blockIdx.y) * taps + tap) * a.channels + channel);
       }
       device::synchronize();
     }

@@ -24,6 +24,17 @@ DenseShape shape_of(const RowAverageConv2dParams& p) {
   return shape;
 }
 
+// Elements from a kept row to the next, at least `columns`: rows of pixels that one warp reads together begin
+// on banks of their own where some padding does that.
+int64_t pitch_of_rows(int64_t columns, int64_t width, int64_t stride) {
+  constexpr int64_t kBanks = 32;
+  const int64_t rows = kBanks / width;
+  for (int64_t pitch = columns; rows > 1 && pitch < columns + kBanks; ++pitch)
+    if (const int64_t apart = stride * pitch % kBanks; apart % width == 0 && apart / width % 2 == 1)
+      return pitch;
+  return columns;
+}
+
 // The part of a tile that a chunk of the depth fits: whole channels where their rows are kept.
 void fit_chunk(const DenseShape& shape, size_t size, DenseTile& tile) {
   constexpr int64_t kMostRows = 1 << 12;  // far more than fit
@@ -36,7 +47,9 @@ void fit_chunk(const DenseShape& shape, size_t size, DenseTile& tile) {
   tile.rows_kept = false;
   if (rows <= kMostRows && columns <= kMostRows) {
     const int64_t phases = std::min(shape.stride[1], columns), phase_pitch = divide_up(columns, phases);
-    const int64_t plane = rows * phases * phase_pitch;
+    const int64_t pitch =
+        pitch_of_rows(phases * phase_pitch, int64_t{1} << tile.width_shift, shape.stride[0]);
+    const int64_t plane = rows * pitch;
     const int64_t channels =
         std::min(shape.input.c, budget / (plane * static_cast<int64_t>(size) + shape.taps * of_depth));
     // Many rows or columns lie between the taps of a large stride: then a panel is smaller.
@@ -45,7 +58,7 @@ void fit_chunk(const DenseShape& shape, size_t size, DenseTile& tile) {
       tile.rows = static_cast<int>(rows);
       tile.columns = static_cast<int>(columns);
       tile.phase_pitch = static_cast<int>(phase_pitch);
-      tile.pitch = static_cast<int>(phases * phase_pitch);
+      tile.pitch = static_cast<int>(pitch);
       tile.channels = static_cast<int>(channels);
       tile.by_channels = SmallDivisor(channels);
       tile.by_last_channels =

@@ -1,6 +1,8 @@
 #include <bit>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
+#include <string>
 
 #include "core/cuda/launch.cuh"
 #include "core/cuda/separable_conv2d.cuh"
@@ -23,8 +25,50 @@ int pixels_of(const SeparableConv2dParams& p, const Device& device) {
   return 0;
 }
 
+// How the fused kernel shares out a call. Tiles are 2^width_shift columns wide.
+struct FusedPlan {
+  int pixels, width_shift, rows_of_thread;
+  int64_t tiles_along, tiles_down;  // of one image
+  int64_t blocks_of_tile, output_tiles_of_block;
+  int64_t shared_bytes;
+};
+
+bool walks_rows(const Window& w) {
+  const auto both = [](const auto& pair, int64_t value) { return pair[0] == value && pair[1] == value; };
+  return both(w.kernel, 3) && both(w.dilation, 1) && (both(w.stride, 1) || both(w.stride, 2));
+}
+
+FusedPlan fused_plan(const SeparableConv2dParams& p, const Device& device) {
+  FusedPlan plan{};
+  plan.pixels = pixels_of(p, device);
+  const int channels = padded_channels(p.dtype, p.input.c);
+  plan.shared_bytes = plan.pixels == 128 ? FusedShared<Float16, 128>(channels).bytes()
+                                         : FusedShared<Float16, 64>(channels).bytes();
+  // Of the shapes of a tile, the one of which it takes fewest: near squares first, whose windows overlap
+  // least.
+  for (const int width : {16, 8, 32}) {
+    const int height = plan.pixels / width;
+    const int64_t along = divide_up(p.output.w, width), down = divide_up(p.output.h, height);
+    if (plan.tiles_along > 0 && plan.tiles_along * plan.tiles_down <= along * down) continue;
+    plan.width_shift = std::countr_zero(static_cast<unsigned>(width));
+    plan.rows_of_thread = walks_rows(p.window) ? height : 1;
+    plan.tiles_along = along;
+    plan.tiles_down = down;
+  }
+  // Long walks, whose ends overlap less, where every thread has one.
+  const auto items = [&] { return channels / kRowsLanes * (plan.pixels / kFusedRun / plan.rows_of_thread); };
+  while (plan.rows_of_thread > 1 && items() < kFusedThreads) plan.rows_of_thread /= 2;
+  // Few tiles: several blocks share one, each with some of its output channels.
+  const int64_t tiles = plan.tiles_along * plan.tiles_down * p.output.n;
+  const int64_t output_tiles = divide_up(p.output.c, kFusedOutputs);
+  const int64_t blocks_of_tile = std::clamp<int64_t>(device.multiprocessors / tiles, 1, output_tiles);
+  plan.output_tiles_of_block = divide_up(output_tiles, blocks_of_tile);
+  plan.blocks_of_tile = divide_up(output_tiles, plan.output_tiles_of_block);
+  return plan;
+}
+
 template <class T, int kPixels, int kSize, int kStep>
-void launch(const SeparableConv2dParams& p, const Device& device, Stream stream) {
+void launch(const SeparableConv2dParams& p, const FusedPlan& plan, Stream stream) {
   FusedArguments<T> a{};
   a.input = static_cast<const T*>(p.input.data);
   a.output = static_cast<T*>(p.output.data);
@@ -38,51 +82,32 @@ void launch(const SeparableConv2dParams& p, const Device& device, Stream stream)
   a.channels = as_int(p.input.c);
   a.padded_channels = padded_channels(p.dtype, p.input.c);
   a.out_channels = as_int(p.output.c);
-
-  // Of the shapes of a tile, the one of which it takes fewest: near squares first, whose windows overlap
-  // least.
-  const Geometry& g = a.geometry;
-  int64_t tiles = 0;
-  for (const int width : {16, 8, 32}) {
-    const int height = kPixels / width;
-    const int64_t along = divide_up(g.out_width, width), down = divide_up(g.out_height, height);
-    if (tiles > 0 && tiles <= along * down) continue;
-    tiles = along * down;
-    a.tile_width_shift = std::countr_zero(static_cast<unsigned>(width));
-    a.rows_of_thread = kSize > 0 ? height : 1;
-    a.tiles_along = static_cast<unsigned>(along);
-    a.tiles_down = static_cast<unsigned>(down);
-  }
-  tiles *= p.output.n;
-  // Long walks, whose ends overlap less, where every thread has one.
-  const auto items = [&] {
-    return a.padded_channels / kRowsLanes * (kPixels / kFusedRun / a.rows_of_thread);
-  };
-  while (a.rows_of_thread > 1 && items() < kFusedThreads) a.rows_of_thread /= 2;
+  a.tile_width_shift = plan.width_shift;
+  a.rows_of_thread = plan.rows_of_thread;
+  a.tiles_along = static_cast<unsigned>(plan.tiles_along);
+  a.tiles_down = static_cast<unsigned>(plan.tiles_down);
   a.quads = moves_vectors(p.output, 4, p.dtype);
-  // Few tiles: several blocks share one, each with some of its output channels.
-  const int64_t output_tiles = divide_up(a.out_channels, kFusedOutputs);
-  const int64_t blocks_of_tile = std::clamp<int64_t>(device.multiprocessors / tiles, 1, output_tiles);
-  a.output_tiles_of_block = static_cast<int>(divide_up(output_tiles, blocks_of_tile));
-  const dim3 grid(static_cast<unsigned>(as_int(tiles)),
-                  static_cast<unsigned>(divide_up(output_tiles, a.output_tiles_of_block)));
-
-  const FusedShared<T, kPixels> shared(a.padded_channels);
+  a.output_tiles_of_block = as_int(plan.output_tiles_of_block);
+  const dim3 grid(static_cast<unsigned>(as_int(plan.tiles_along * plan.tiles_down * p.output.n)),
+                  static_cast<unsigned>(plan.blocks_of_tile));
   const auto kernel = separable_conv2d_kernel<T, kPixels, kSize, kStep>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared.bytes()));
-  SEPCONV_LAUNCH(kernel, grid, dim3(kFusedThreads), static_cast<size_t>(shared.bytes()),
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(plan.shared_bytes));
+  SEPCONV_LAUNCH(kernel, grid, dim3(kFusedThreads), static_cast<size_t>(plan.shared_bytes),
                  static_cast<cudaStream_t>(stream), a);
   check_launch("separable_conv2d");
 }
 
 template <class T, int kPixels>
-void of_window(const SeparableConv2dParams& p, const Device& device, Stream stream) {
-  const Window& w = p.window;
-  const auto both = [](const auto& pair, int64_t value) { return pair[0] == value && pair[1] == value; };
-  const bool walks = both(w.kernel, 3) && both(w.dilation, 1);
-  if (walks && both(w.stride, 1)) return launch<T, kPixels, 3, 1>(p, device, stream);
-  if (walks && both(w.stride, 2)) return launch<T, kPixels, 3, 2>(p, device, stream);
-  launch<T, kPixels, 0, 0>(p, device, stream);
+void of_window(const SeparableConv2dParams& p, const FusedPlan& plan, Stream stream) {
+  if (!walks_rows(p.window)) return launch<T, kPixels, 0, 0>(p, plan, stream);
+  p.window.stride[0] == 1 ? launch<T, kPixels, 3, 1>(p, plan, stream)
+                          : launch<T, kPixels, 3, 2>(p, plan, stream);
+}
+
+bool asks_for_fusion() {
+  const char* const path = std::getenv("SEPCONV_CUDA_PATH");
+  return path != nullptr && std::strcmp(path, "fused") == 0;
 }
 
 bool can_fuse(const SeparableConv2dParams& p, const Device& device) {
@@ -96,18 +121,36 @@ bool can_fuse(const SeparableConv2dParams& p, const Device& device) {
 }  // namespace
 
 bool fuses_separable_conv2d(const SeparableConv2dParams& p) {
-  const char* const path = std::getenv("SEPCONV_CUDA_PATH");
-  return path != nullptr && std::strcmp(path, "fused") == 0 && can_fuse(p, current_device());
+  return asks_for_fusion() && can_fuse(p, current_device());
 }
 
 void separable_conv2d(const SeparableConv2dParams& p, Stream stream) {
-  const Device device = current_device();
-  const bool wide = pixels_of(p, device) == 128;
+  const FusedPlan plan = fused_plan(p, current_device());
   const auto run = [&](auto t) {
     using T = decltype(t);
-    wide ? of_window<T, 128>(p, device, stream) : of_window<T, 64>(p, device, stream);
+    plan.pixels == 128 ? of_window<T, 128>(p, plan, stream) : of_window<T, 64>(p, plan, stream);
   };
   p.dtype == DType::kFloat16 ? run(Float16{}) : run(BFloat16{});
+}
+
+std::string describe_separable_conv2d(const SeparableConv2dParams& p, const Device& device) {
+  const Image& out = p.output;
+  std::ostringstream text;
+  text << "GPU                " << device.multiprocessors << " multiprocessors, "
+       << device.shared_bytes / 1024 << " KiB of shared memory a block\n"
+       << "output             " << out.n << " x " << out.c << " x " << out.h << " x " << out.w << "\n"
+       << "forward            ";
+  if (!can_fuse(p, device)) {
+    text << "in stages: the fused kernel does not serve this call\n";
+  } else {
+    const FusedPlan plan = fused_plan(p, device);
+    text << (asks_for_fusion() ? "fused: " : "in stages; SEPCONV_CUDA_PATH=fused would fuse: ")
+         << plan.tiles_along * plan.tiles_down * out.n << " tiles of " << (plan.pixels >> plan.width_shift)
+         << " x " << (1 << plan.width_shift) << " pixels x " << plan.blocks_of_tile << " blocks of "
+         << plan.output_tiles_of_block * kFusedOutputs << " output channels, "
+         << (plan.shared_bytes + 1023) / 1024 << " KiB of shared memory\n";
+  }
+  return text.str();
 }
 
 }  // namespace sepconv::cuda

@@ -1,5 +1,7 @@
 // The fused forward of the separable convolution.
 #pragma once
+#include <string>
+
 #include "core/cuda/launch.h"
 #include "core/params.h"
 
@@ -12,5 +14,8 @@ namespace sepconv::cuda {
 bool fuses_separable_conv2d(const SeparableConv2dParams& params);
 
 void separable_conv2d(const SeparableConv2dParams& params, Stream stream);
+
+// Whether the forward would be fused on such a device, and how, in words; reads shapes and strides.
+std::string describe_separable_conv2d(const SeparableConv2dParams& params, const Device& device);
 
 }  // namespace sepconv::cuda

@@ -1,0 +1,149 @@
+"""What the main CUDA kernels ask of a GPU's memory, counted in emulation from nvcc's own PTX.
+
+    python tests/cuda_host/counts.py    prints the table of docs/gpu.md
+
+Counts, not times. Shared memory: wavefronts over those that so many words need at least; more are conflicts
+of banks. Global memory: sectors of 32 bytes over those that the bytes fill.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+# Name: the kernel, and the call that runs it.
+CALLS = {
+    "fused forward, 3x3, float16": ("separable_conv2d_kernel", "forward(float16, 128, 20, 3, 1)"),
+    "depthwise, 3x3, float16": ("depthwise_rows_kernel", "forward(float16, 128, 20, 3, 1)"),
+    "depthwise, 3x3, stride 2, float32": ("depthwise_rows_kernel", "forward(float32, 128, 20, 3, 2)"),
+    "depthwise, 5x5, float32": ("depthwise_rows_kernel", "forward(float32, 128, 20, 5, 1)"),
+    "depthwise, 7x7, bfloat16": ("depthwise_rows_kernel", "forward(bfloat16, 128, 20, 7, 1)"),
+    "input gradient, 3x3, stride 2, float16": (
+        "depthwise_rows_input_gradient_kernel",
+        "backward(float16, 128, 20, 3, 2)",
+    ),
+    "weight gradient, 3x3, float16": (
+        "depthwise_rows_weight_gradient_kernel",
+        "backward(float16, 128, 20, 3, 1)",
+    ),
+    "weight gradient, 5x5, float32": ("depthwise_weight_gradient_kernel", "backward(float32, 128, 20, 5, 1)"),
+    "row average, float16": ("row_average_kernel", "average(float16, 128, 20)"),
+    "averaged convolution, 3 to 32, float32": ("row_average_conv2d_kernel", "averaged(float32, 97)"),
+    "its weight gradient": ("row_average_conv2d_weight_gradient_kernel", "averaged(float32, 97)"),
+}
+
+PROGRAM = """
+import sys, torch, sepconv
+from torch import float16, bfloat16, float32
+torch.ops.load_library(sys.argv[1])
+ops = torch.ops.sepconv
+
+def image(dtype, channels, size):
+    return torch.zeros(1, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+def weights(dtype, channels, kernel):
+    return (
+        torch.zeros(channels, 1, kernel, kernel, dtype=dtype),
+        torch.zeros(channels, channels, 1, 1, dtype=dtype),
+    )
+
+def forward(dtype, channels, size, kernel, stride):
+    given, both = image(dtype, channels, size), weights(dtype, channels, kernel)
+    ops.separable_conv2d(given, *both, None, None, [stride] * 2, [kernel // 2] * 2)
+
+def backward(dtype, channels, size, kernel, stride):
+    gradient, given = image(dtype, channels, (size - 1) // stride + 1), image(dtype, channels, size)
+    window = [stride] * 2, [kernel // 2] * 2, [1, 1]
+    mask = [True, True, False, False, False]
+    ops.separable_conv2d_backward(gradient, given, *weights(dtype, channels, kernel), None, *window, mask)
+
+def average(dtype, channels, size):
+    ops.row_average(image(dtype, channels, size), 1)
+
+def averaged(dtype, size):
+    given, weight = image(dtype, 3, size), torch.zeros(32, 3, 3, 3, dtype=dtype)
+    output = ops.row_average_conv2d(given, weight, None, [2, 2], [0, 0], [1, 1], 1)
+    ops.row_average_conv2d_backward(output, given, weight, [2, 2], [0, 0], [1, 1], 1, [False, True, False])
+
+"""
+
+
+@dataclass
+class Cost:
+    """Transactions, and how many would do."""
+
+    transactions: int = 0
+    needed: int = 0
+
+    @property
+    def ratio(self) -> float:
+        return self.transactions / self.needed if self.needed else 1.0
+
+
+Costs = dict[str, Cost]  # of "shared load", "shared store", "global load" and "global store"
+
+
+def ratio_of(costs: Iterable[Cost]) -> float:
+    """That of all of them together; 1 if there is none."""
+    both = [(cost.transactions, cost.needed) for cost in costs]
+    transactions, needed = (sum(each) for each in zip(*both, strict=True)) if both else (1, 1)
+    return transactions / needed
+
+
+def read(path: Path, kernel: str, arguments: str = "") -> Costs:
+    """The costs of this kernel from a file that the emulator wrote.
+
+    `arguments` are those of the template, as symbols have them.
+    """
+    costs: Costs = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            if f"{len(kernel)}{kernel}{arguments}" in row["kernel"]:  # a symbol has the length before a name
+                cost = costs.setdefault(f"{row['space']} {row['access']}", Cost())
+                cost.transactions += int(row["transactions"])
+                cost.needed += int(row["needed"])
+    return costs
+
+
+def measure(library: Path, name: str) -> Costs:
+    """Runs one of CALLS on the emulated kernels of `library`."""
+    kernel, call = CALLS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder, "counts.csv")
+        environment = os.environ | {
+            "SEPCONV_CUDA_HOST_COUNTS": str(counts),
+            "SEPCONV_CUDA_PATH": "fused" if kernel == "separable_conv2d_kernel" else "stages",
+            "OMP_NUM_THREADS": "1",
+        }
+        subprocess.run([sys.executable, "-c", PROGRAM + call, str(library)], env=environment, check=True)
+        return read(counts, kernel)
+
+
+def table(library: Path) -> str:
+    places = ("shared load", "shared store", "global load", "global store")
+    lines = [
+        "| transactions (over those needed) | " + " | ".join(places) + " |",
+        "| :-- |" + " --: |" * len(places),
+    ]
+    for name in CALLS:
+        costs = measure(library, name)
+        cells = [
+            f"{costs[place].transactions:,} ({costs[place].ratio:.2f}x)" if place in costs else "-"
+            for place in places
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from build import build
+
+    print(table(build("library", "ptx")))
