@@ -69,15 +69,16 @@ BLOCKS = {
     "row_average_conv2d_weight_gradient_kernel": 1,
     "row_average_conv2d_merge_kernel": 2,
 }
-# Bytes of shared memory where every float32 launch takes as many, and of the fused kernel at 256 channels.
+# Bytes of shared memory, at most, of float32; of the fused kernel, whose bytes follow the channels, at 256 of
+# them by tiles of 64 and 128 pixels. The blocks of other kernels are counted by registers and threads alone.
 SHARED = {
-    "separable_conv2d_kernel": 101376,
     "depthwise_rows_weight_gradient_kernel": 18432,
     "depthwise_weight_gradient_kernel": 4096,
     "sum_of_splits_kernel": 1024,
     "row_average_conv2d_weight_gradient_kernel": 18432,
     "row_average_conv2d_merge_kernel": 1024,
 }
+SHARED_OF_FUSED = {"ELi64E": 67072, "ELi128E": 101376}
 # Bytes of stack, at most. The compiler for sm_100 and later needs a few registers more, most of all for wide
 # windows, than those that leave room for the planned blocks.
 STACK = {"sm_100": 80, "sm_120": 80}
@@ -125,6 +126,8 @@ class Compiled:
         limits = LIMITS[self.architecture]
         of_warp = -(-self.registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
         shared = SHARED.get(self.name, 0) + RESERVED_SHARED
+        if self.name == "separable_conv2d_kernel":
+            shared += next(size for mark, size in SHARED_OF_FUSED.items() if mark in self.symbol)
         return min(
             REGISTERS // of_warp // self.warps,
             limits.warps // self.warps,

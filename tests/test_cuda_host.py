@@ -54,6 +54,7 @@ FOUND = (
     ("missing_barrier", "ptx", "reverse", "is -nan|is nan"),
     ("missing_barrier_at_loop_end", "ptx", "forward", "is -nan|is nan"),
     ("index_past_the_end", "ptx", "forward", "less shared memory than the kernel uses"),
+    ("divergent_barrier", "ptx", "forward", "while other threads of the block wait at another one"),
     ("barrier_left_behind", "ptx", "forward", "never come to the barrier"),
     ("divergent_collective", "ptx", "forward", "while other lanes of the warp are in another one"),
     ("misaligned_copy", "ptx", "forward", "no multiples of 16"),
@@ -189,6 +190,10 @@ def test_accesses_of_known_cost_are_counted_right(tmp_path: Path) -> None:
             "global load": counts.Cost(sectors, 4),
             "global store": counts.Cost(4, 4),
         }
+
+    # Six iterations of one wavefront each; half of the words in every second one fill half of each sector.
+    found = counts.read(path, "divergent")
+    assert found["shared store"] == counts.Cost(6, 6) and found["global load"] == counts.Cost(24, 18)
 
 
 def _calls() -> list[str]:

@@ -1,5 +1,6 @@
 // The arguments of separable_conv2d and its backward, checked, for the bindings of every device.
 #pragma once
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -85,6 +86,11 @@ inline SeparableConv2dParams described_separable_conv2d(const Checks& checks, co
   const auto [out_height, out_width] = checks.output_size(height, width, params.window);
   const Sizes output{batch, out_channels, out_height, out_width};
   checks.countable("output", output, params.dtype);
+  checks.require(depth_multiplier <= std::numeric_limits<int64_t>::max() / in_channels,
+                 "in_channels * depth_multiplier must fit 64 bits, got ", in_channels, " * ",
+                 depth_multiplier);
+  checks.countable("the depthwise result", {batch, in_channels * depth_multiplier, out_height, out_width},
+                   params.dtype);
   const auto image = [&](const Sizes& sizes) -> Image {
     const auto [n, c, h, w] = sizes;
     const auto [stride_n, stride_c, stride_h, stride_w] = dense_strides(sizes, channels_last);

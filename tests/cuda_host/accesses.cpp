@@ -27,8 +27,7 @@ struct Counter {
   Access access;
   int bytes;
   Position where;
-  std::map<int, int> visits;                       // of each thread of the block
-  std::map<std::pair<int, int>, Request> pending;  // of each warp's n-th visit
+  std::map<std::pair<int, uint64_t>, Request> pending;  // by the warp and its iteration
   int64_t requests = 0, transactions = 0, needed = 0;
 };
 
@@ -89,7 +88,7 @@ class Counts {
     if (found != counters_.end()) return found->second;
     return counters_
         .emplace(std::pair(std::string(instruction.kernel), instruction.number),
-                 Counter{space, access, bytes, where, {}, {}})
+                 Counter{space, access, bytes, where, {}})
         .first->second;
   }
 
@@ -100,7 +99,6 @@ class Counts {
         counter.space == Space::kShared ? add_wavefronts(request, counter) : add_sectors(request, counter);
       }
       counter.pending.clear();
-      counter.visits.clear();
     }
   }
 
@@ -118,7 +116,8 @@ void count_access(const Instruction& instruction, Space space, Access access, ui
   Counter& counter = counts.of(instruction, space, access, bytes, where);
   const uint3 t = here.thread;
   const int thread = t.x + here.block_size.x * (t.y + here.block_size.y * t.z);
-  Request& request = counter.pending[{thread / kLanes, counter.visits[thread]++}];
+  Request& request = counter.pending[{thread / kLanes, instruction.iteration}];
+  if (request.lanes >> here.lane & 1) fail("an access twice in one iteration of its loops", where);
   request.address[here.lane] = address;
   request.lanes |= 1u << here.lane;
 }

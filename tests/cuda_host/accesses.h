@@ -10,11 +10,21 @@
 
 namespace sepconv::cuda_host {
 
-// One instruction of one kernel.
+// One instruction of one kernel, in one iteration of the loops around it: what the lanes of a warp do at once
+// has both in common.
 struct Instruction {
   const char* kernel;
   int number;
+  uint64_t iteration = 0;
 };
+
+// Of the loops around an instruction, from the outermost.
+template <class... Trips>
+uint64_t iteration(Trips... trips) {
+  uint64_t all = 0;
+  ((all = all * 0x9E3779B97F4A7C15u + trips + 1), ...);
+  return all;
+}
 enum class Space { kShared, kGlobal };
 enum class Access { kLoad, kStore };
 
@@ -22,7 +32,7 @@ enum class Access { kLoad, kStore };
 void count_access(const Instruction& instruction, Space space, Access access, uint64_t address, int bytes,
                   const Position& where);
 
-// A block has ended: accesses of a warp are those of its threads at their n-th visit of an instruction.
+// A block has ended.
 void count_block();
 
 }  // namespace sepconv::cuda_host

@@ -167,8 +167,10 @@ def _translated(source: Path) -> list[Path]:
         raise RuntimeError("no nvcc was found beside CUDA's headers: there is no PTX to translate")
     command = [str(nvcc()), "-std=c++20", "-O3", "-lineinfo", f"-arch={PTX_ARCHITECTURE}", f"-I{CSRC}"]
     command += ["-I" + str(HERE)] if source.parent == HERE else []
-    key = hashlib.sha256(_headers() + "\0".join(command).encode() + source.read_bytes()).hexdigest()[:16]
-    folder = FOLDER / f"{source.stem}-ptx-{key}"
+    version = subprocess.run([str(nvcc()), "--version"], capture_output=True).stdout
+    made_from = _headers() + Path(ptx.__file__).read_bytes() + version + source.read_bytes()
+    key = hashlib.sha256(made_from + "\0".join(command).encode()).hexdigest()[:16]
+    folder = FOLDER / f"translated-{source.stem}-{key}"
     if not folder.is_dir():
         unfinished = folder.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -29,7 +29,7 @@ class Call:
     global_store: float = 1.1
 
 
-STAGING = 3.5  # of weights or rows, once a block
+STAGING = 4.0  # of weights or rows, once a block: four taps of a channel have one bank
 CALLS = {
     "fused forward, 3x3, float16": Call("separable_conv2d_kernel", "forward(float16, 128, 20, 3, 1)"),
     "depthwise, 3x3, float16": Call("depthwise_rows_kernel", "forward(float16, 128, 20, 3, 1)"),

@@ -10,6 +10,8 @@
 
 namespace sepconv::cuda_host::ptx {
 
+using cuda_host::iteration;
+
 // --- Registers ---
 
 // What is in a register, as a type that an instruction takes it for: the same bits, or the low ones.

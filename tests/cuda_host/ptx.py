@@ -71,6 +71,7 @@ class Kernel:
     registers: dict[str, str] = field(default_factory=dict)  # to their C++ types
     lines: list[str] = field(default_factory=lambda: [""])
     accesses: int = 0  # instructions that read or write memory, so far
+    loops: list[int] = field(default_factory=list)  # around the current instruction, from the outermost
 
     def add(self, statement: str) -> None:
         """One more statement of the current line of the source."""
@@ -118,7 +119,8 @@ class Kernel:
     def access(self) -> str:
         """Which of the kernel's accesses this is, to be told from others."""
         self.accesses += 1
-        return f'{{"{self.name}", {self.accesses}}}'
+        trips = ", ".join(f"trip_{loop}" for loop in self.loops)
+        return f'{{"{self.name}", {self.accesses}, iteration({trips})}}'
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ class Instruction:
 
     @property
     def floats(self) -> bool:
+        """Whether numbers of this type are; those of half precision are not computed with."""
+        if self.type[0] not in "usb" and self.type not in ("f32", "f64", "pred"):
+            raise UnknownError(f"arithmetic of {self.type}")
         return self.type in ("f32", "f64")
 
     def value(self, i: int, type_: str | None = None) -> str:
@@ -236,7 +241,9 @@ def _product(i: Instruction) -> str:
         type_ = unsigned(i.type)
         product = f"{i.value(1, type_)} * {i.value(2, type_)}" + (f" + {i.value(3, type_)}" if adds else "")
         return i.result(f"{TYPES[type_]}({product})", type_)
-    wide = {"s32": "int64_t", "u32": "uint64_t", "s64": "__int128", "u64": "unsigned __int128"}[i.type]
+    wide = {"s32": "int64_t", "u32": "uint64_t", "s64": "__int128", "u64": "unsigned __int128"}.get(i.type)
+    if wide is None:
+        raise UnknownError(f"a product of {i.type}")
     product = f"{wide}({i.value(1)}) * {i.value(2)}"
     if "hi" in i.opcode:
         high = f"{TYPES[i.type]}(({product}) >> {bits_of(i.type)})"
@@ -272,7 +279,7 @@ def _neg(i: Instruction) -> str:
 
 def _abs(i: Instruction) -> str:
     i.require()
-    return i.result(f"std::fabs({i.value(1)})" if i.floats else f"std::abs({i.value(1)})")
+    return i.result(f"std::{'fabs' if i.floats else 'abs'}({i.value(1)})")
 
 
 def _logic(sign: str) -> Callable[[Instruction], str]:
@@ -295,6 +302,8 @@ def _selp(i: Instruction) -> str:
 def _setp(i: Instruction) -> str:
     if len(i.opcode) != 3 or len(i.operands) != 3 or i.opcode[1] not in COMPARISONS:
         raise UnknownError("a comparison of this kind")
+    if i.floats and i.opcode[1] == "ne":
+        raise UnknownError("a comparison that NaN fails")  # in C++ it passes
     return i.result(f"{i.value(1)} {COMPARISONS[i.opcode[1]]} {i.value(2)}", "pred")
 
 
@@ -312,7 +321,7 @@ def _cvt(i: Instruction) -> str:
         return i.result(f"widen({kind}{{{i.value(1, 'b16')}}})", "f32")
     if to[0] in "us" and source[0] in "us":
         return i.result(f"{TYPES[to]}({i.value(1, source)})", to)
-    if (source[0] in "us" and "rn" in i.opcode) or (to, source) == ("f64", "f32"):
+    if (source[0] in "us" and to in ("f32", "f64")) or (to, source) == ("f64", "f32"):
         return i.result(f"{TYPES[to]}({i.value(1, source)})", to)
     raise UnknownError("a conversion of this kind")
 
@@ -439,10 +448,28 @@ def _declare(kernel: Kernel, type_: str, names: str) -> None:
         kernel.registers.update(dict.fromkeys(each, TYPES[type_]))
 
 
+def _loops(statements: list[str]) -> dict[int, int]:
+    """Where loops begin, at a label, and where the last branch back to it stands."""
+    labels = {text[:-1]: at for at, text in enumerate(statements) if text.endswith(":")}
+    loops = {}
+    for at, text in enumerate(statements):
+        if (found := re.search(r"\bbra(?:\.uni)?\s+(\S+)$", text)) and labels[found[1]] <= at:
+            loops[labels[found[1]]] = at
+    return loops
+
+
 def _translate(kernel: Kernel, body: str, files: dict[str, str]) -> None:
-    for text in _statements(body):
+    statements = list(_statements(body))
+    loops = _loops(statements)
+    kernel.registers.update({f"trip_{begin}": "uint32_t" for begin in loops})
+    for at, text in enumerate(statements):
+        kernel.loops = [begin for begin, end in sorted(loops.items()) if begin <= at <= end]
         if found := re.fullmatch(r"(\$?[\w$]+):", text):
             kernel.add(f"{_label(found[1])}:;")
+            if at in loops:
+                # Of those that only overlap, none starts again with the other.
+                inner = [begin for begin, end in loops.items() if at < begin and end <= loops[at]]
+                kernel.add(" ".join([f"++trip_{at};", *(f"trip_{begin} = 0;" for begin in inner)]))
         elif found := re.fullmatch(r"LOC (\d+) (\d+)", text):
             kernel.lines += [f'#line {found[2]} "{files[found[1]]}"', ""]
         elif found := re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text, re.S):
@@ -476,11 +503,31 @@ def _offsets(parameters: str) -> dict[str, int]:
     return offsets
 
 
+def _of_the_kernel(text: str) -> str:
+    """Lines of functions that were inlined become those of the kernel that called them."""
+    callers: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def line(found: re.Match[str]) -> str:
+        place, caller = found.group(1, 2, 3), found.group(4, 5, 6)
+        if caller[0]:
+            callers[place] = caller
+        else:
+            callers.pop(place, None)
+        seen = set()
+        while place in callers and place not in seen:
+            seen.add(place)
+            place = callers[place]
+        return f"LOC {place[0]} {place[1]};"
+
+    inlined = r"(?:,\s*function_name\s+\S+\s*,?\s*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?"
+    return re.sub(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)" + inlined + r"[^\n]*", line, text)
+
+
 def translate(text: str) -> dict[str, str]:
     """C++ of each kernel, by its symbol."""
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
     files = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]+)"', text))
-    text = re.sub(r"\.loc\s+(\d+)\s+(\d+)[^\n]*", r"LOC \1 \2;", text)
+    text = _of_the_kernel(text)
     text = re.sub(r"\.pragma[^;\n]*;", "", text)
     shared = frozenset(re.findall(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[\]", text))
     translated = {}

@@ -403,13 +403,19 @@ void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* works
 }  // namespace
 
 std::string describe_depthwise(const DepthwiseParams& p) {
+  geometry_of(p.window, p.input, p.output);  // refuses what it would
   std::ostringstream text;
-  const auto blocks = [&](const Work& work) {
-    in_blocks(work, [&](dim3 grid, dim3 block, size_t shared, int first_channel) {
-      if (first_channel > 0) return;  // further launches are like the first
-      text << grid.x << " x " << grid.y << " blocks of " << block.x << " x " << block.y << " threads";
-      if (shared > 0) text << ", " << shared << " bytes of shared memory";
+  // The first launch and how many there are, of `items_of_image`, which work(images) turns into blocks.
+  const auto launches = [&](int64_t items_of_image, const auto& work) {
+    int64_t count = 0;
+    in_batches(p.output.n, items_of_image, kMostItems, [&](int64_t, int64_t images) {
+      in_blocks(work(images), [&](dim3 grid, dim3 block, size_t shared, int) {
+        if (++count > 1) return;
+        text << grid.x << " x " << grid.y << " blocks of " << block.x << " x " << block.y << " threads";
+        if (shared > 0) text << ", " << shared << " bytes of shared memory";
+      });
     });
+    if (count > 1) text << ", " << count << " launches";
   };
   text << "depthwise          ";
   const bool by_rows = with_rows_kernel(size_for_rows(p), p.window.stride[0], [&](auto size, auto) {
@@ -418,16 +424,22 @@ std::string describe_depthwise(const DepthwiseParams& p) {
     const size_t weight_bytes = size() == 3 ? 0 : size() * size() * bytes_of(p.dtype);
     text << "down " << bands.rows << " rows, " << kRun << " columns and " << kRowsLanes
          << " channels a thread: ";
-    blocks({bands.items, p.output.c, kRowsLanes, true, weight_bytes, kRowsThreads, 1});
+    launches(p.output.h * divide_up(p.output.w, kRun), [&](int64_t images) -> Work {
+      const Bands of_launch = bands_of(p, images, p.output.h, p.output.w, kRun);
+      return {of_launch.items, p.output.c, kRowsLanes, true, weight_bytes, kRowsThreads, 1};
+    });
   });
   if (!by_rows) {
     const Path path = path_of(p);
     const int lanes = path.vectors ? 16 / static_cast<int>(bytes_of(p.dtype)) : 1;
-    const int64_t taps = p.window.kernel[0] * p.window.kernel[1];
+    const int64_t taps = p.window.kernel[0] * p.window.kernel[1],
+                  runs = p.output.h * divide_up(p.output.w, kRun);
     text << "any window, " << kRun << " columns and " << lanes << (lanes > 1 ? " channels" : " channel")
          << " a thread: ";
-    blocks({p.output.n * p.output.h * divide_up(p.output.w, kRun), p.output.c, lanes, path.along_channels,
-            path.shared ? taps * bytes_of(p.dtype) : 0});
+    launches(runs, [&](int64_t images) -> Work {
+      return {runs * images, p.output.c, lanes, path.along_channels,
+              path.shared ? taps * bytes_of(p.dtype) : 0};
+    });
   }
   const WeightGradientPlan weights = weight_gradient_plan(p);
   text << "\nweight gradient    " << (weights.by_rows ? "down rows: " : "any window: ")
