@@ -1,15 +1,12 @@
 #include "accesses.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <set>
 #include <string>
-#include <tuple>
 #include <utility>
-#include <vector>
 
 namespace sepconv::cuda_host {
 namespace {

@@ -25,6 +25,7 @@ uint64_t iteration(Trips... trips) {
   ((all = all * 0x9E3779B97F4A7C15u + trips + 1), ...);
   return all;
 }
+
 enum class Space { kShared, kGlobal };
 enum class Access { kLoad, kStore };
 

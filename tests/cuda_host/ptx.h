@@ -47,11 +47,6 @@ T divide(T dividend, T divisor, Position where = Position::current()) {
   if (divisor == 0) fail("a division by zero", where);
   return static_cast<T>(dividend / divisor);
 }
-template <class T>
-T remainder(T dividend, T divisor, Position where = Position::current()) {
-  if (divisor == 0) fail("a division by zero", where);
-  return static_cast<T>(dividend % divisor);
-}
 
 // --- Memory ---
 

@@ -167,7 +167,10 @@ class Instruction:
 
 
 def _space(i: Instruction) -> str:
-    return next((part for part in i.opcode if part in SPACES), "generic")
+    named = [part for part in i.opcode if part in SPACES]
+    if not named:
+        raise UnknownError("memory of no named space")
+    return named[0]
 
 
 def _vector(i: Instruction) -> int:
@@ -259,10 +262,6 @@ def _div(i: Instruction) -> str:
     return i.result(f"divide({i.value(1)}, {i.value(2)})")
 
 
-def _rem(i: Instruction) -> str:
-    return i.result(f"remainder({i.value(1)}, {i.value(2)})")
-
-
 def _extremum(i: Instruction) -> str:
     i.require()
     if i.floats:
@@ -275,11 +274,6 @@ def _neg(i: Instruction) -> str:
     if i.floats:
         return i.result(f"-{i.value(1)}")
     return i.result(f"{TYPES[unsigned(i.type)]}(0 - {i.value(1, unsigned(i.type))})", unsigned(i.type))
-
-
-def _abs(i: Instruction) -> str:
-    i.require()
-    return i.result(f"std::{'fabs' if i.floats else 'abs'}({i.value(1)})")
 
 
 def _logic(sign: str) -> Callable[[Instruction], str]:
@@ -398,10 +392,8 @@ TRANSLATE: dict[str, Callable[[Instruction], str]] = {
     "sub": _sum("-"),
     **dict.fromkeys(("mul", "mad", "fma"), _product),
     "div": _div,
-    "rem": _rem,
     **dict.fromkeys(("min", "max"), _extremum),
     "neg": _neg,
-    "abs": _abs,
     "and": _logic("&"),
     "or": _logic("|"),
     "xor": _logic("^"),
