@@ -186,9 +186,12 @@ def check_numpy_binding_on_arm(prefix: Path, folder: Path, emulator: str) -> Non
         run_suite_of_edge(python.command(emulator, core), levels, folder / core, folder / "site", python.site)
 
 
-def test_cmake_builds_and_installs_the_core_and_its_tests_pass(tmp_path: Path) -> None:
+def test_cmake_builds_and_installs_the_core_and_its_tests_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One test, for one build: compiling takes minutes, and workers share nothing."""
     require_cmake()
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     build, prefix = tmp_path / "build", tmp_path / "prefix"
     run("cmake", "--preset", "native", "-B", build, f"-DSEPCONV_WERROR={WERROR}", "-DSEPCONV_BENCHMARKS=ON")
     run("cmake", "--build", build)
@@ -234,6 +237,7 @@ def test_neon_kernels_agree_with_the_reference_on_emulated_cores(
     emulator = shutil.which("qemu-aarch64-static")
     if emulator is None or shutil.which("aarch64-linux-gnu-g++") is None:
         pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64-static (Debian: qemu-user-static)")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     build, prefix = tmp_path / "build", tmp_path / "prefix"
     run("cmake", "--preset", "aarch64", "-B", build, f"-DSEPCONV_WERROR={WERROR}", "-DSEPCONV_BENCHMARKS=ON")
     run("cmake", "--build", build)
@@ -243,7 +247,6 @@ def test_neon_kernels_agree_with_the_reference_on_emulated_cores(
             said = run(emulator, "-cpu", core, "-L", "/usr/aarch64-linux-gnu", build / test, *arguments)
             if test in REFERENCES:
                 assert f"reference {REFERENCES[test][1]}, on {levels}\n" in said, said
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     check_neon_loops(build)
     check_neon_counts(build, tmp_path)
     run("cmake", "--install", build, "--prefix", prefix)

@@ -53,12 +53,14 @@ InputGradientPlan plan_input_gradient(int64_t batch, int64_t out_height, int64_t
                                       int threads, TileShape tile);
 
 // A task is a split of the pixels and a block of the depth. A gradient element sums the pixels of a split in
-// order, whatever the chunks and blocks: only the splits decide its bits.
+// order, whatever the blocks. Splits decide its bits, and chunks where products of pairs sum each by itself:
+// both depend on the shape alone.
 struct WeightGradientPlan {
   int64_t units, unit;  // of pixels: whole images or else rows, where a chunk holds any
   int64_t pixel_splits, pixel_chunk, depth_block, depth_blocks;
   int64_t tasks() const { return depth_blocks * pixel_splits; }
   int64_t first_pixel(int64_t split) const { return units * split / pixel_splits * unit; }
+  bool in_one_chunk() const { return pixel_splits == 1 && units * unit <= pixel_chunk; }
 };
 WeightGradientPlan plan_weight_gradient(int64_t batch, int64_t out_height, int64_t out_width, int64_t depth,
                                         int64_t compute_bytes, TileShape tile, int threads,

@@ -10,7 +10,10 @@
 #include "core/cpu/output-inl.h"
 #include "core/cpu/open_tiles-inl.h"
 #include "core/cpu/separable_conv2d-inl.h"
+#include "core/cpu/pointwise_gradient-inl.h"
+#include "core/cpu/separable_conv2d_backward-inl.h"
 #include "core/cpu/pointwise_bfloat16-inl.h"
+#include "core/cpu/pointwise_gradient_bfloat16-inl.h"
 #include "core/cpu/separable_conv2d_bfloat16-inl.h"
 #include "core/cpu/simd/end-inl.h"
 // clang-format on

@@ -8,6 +8,12 @@ inline constexpr int64_t kPairSums = (kPairRows + 15) / 16 * 16 * kPairColumns;
 // Depth is padded with zeros, in the panel and in the weights, to whole rows of an AMX tile.
 inline constexpr int64_t kPairDepth = 32;
 
+// An odd number of cache lines, and more than is used: rows of the panel must not share cache sets.
+inline int64_t pair_panel_ld(int64_t depth) {
+  const int64_t padded = round_up(depth, kPairDepth);
+  return padded % (2 * kPairDepth) == 0 ? padded + kPairDepth : padded;
+}
+
 // Packed weights: panels of kPairColumns columns, each [padded depth / 2][kPairColumns][2].
 inline int64_t pair_panel_size(int64_t depth) {
   return round_up(depth, kPairDepth) * kPairColumns;
@@ -31,6 +37,67 @@ inline void pack_pairs(const BFloat16* weights, int64_t depth, int64_t columns, 
       for (int i = 0; i < kLanes; ++i)
         store(reinterpret_cast<float*>(packed + (k + 2 * i) * kPairColumns + 2 * part), square[i]);
     }
+  }
+}
+
+// Panels [padded depth / 2][kPairColumns][2] from values stored (depth, columns), rows `ld` apart: pairs of
+// rows one after another, so that values are read in long runs.
+inline void pack_rows_in_pairs(const BFloat16* values, int64_t ld, int64_t depth, int64_t columns,
+                               BFloat16* packed) {
+  constexpr int kLanes = Vec<float>::kLanes;
+  const int64_t panel = pair_panel_size(depth);
+  for (int64_t k = 0; k < round_up(depth, kPairDepth); k += 2)
+    for (int64_t c = 0; c < round_up(columns, kPairColumns); c += kLanes) {
+      const int valid = static_cast<int>(std::clamp<int64_t>(columns - c, 0, kLanes));
+      const BFloat16* row = values + k * ld + c;
+      float* to =
+          reinterpret_cast<float*>(packed + c / kPairColumns * panel + k * kPairColumns) + c % kPairColumns;
+      store(to, k < depth && valid > 0 ? interleave(row, k + 1 < depth ? row + ld : nullptr, valid)
+                                       : zero<float>());
+    }
+}
+
+// to[column][k] = values[k][column], the depth padded with zeros: a left factor from rows of `ld` values.
+inline void transpose_pairs(const BFloat16* values, int64_t ld, int64_t depth, int64_t columns, BFloat16* to,
+                            int64_t to_ld) {
+  constexpr int kLanes = Vec<float>::kLanes;
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const int valid = static_cast<int>(std::min<int64_t>(columns - c, kLanes));
+    for (int64_t k = 0; k < round_up(depth, kPairDepth); k += 2 * kLanes) {
+      Vec<float> square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const int64_t even = k + 2 * i;
+        const BFloat16* row = values + even * ld + c;
+        square[i] =
+            even < depth ? interleave(row, even + 1 < depth ? row + ld : nullptr, valid) : zero<float>();
+      }
+      transpose(square);
+      for (int i = 0; i < valid; ++i) store(reinterpret_cast<float*>(to + (c + i) * to_ld + k), square[i]);
+    }
+  }
+}
+
+// to[r][c] = sum over k of panel[r][k] * weights[k][c], or added to what is there, for one packed panel of
+// weights and any number of rows. Whole vectors of columns are written.
+inline void multiply_pairs(const BFloat16* panel, int64_t panel_ld, int64_t rows, const BFloat16* weights,
+                           int64_t depth, int64_t columns, float* to, int64_t ld, bool accumulate,
+                           Ahead& ahead, int64_t ahead_lines) {
+  constexpr int kLanes = Vec<float>::kLanes;
+  alignas(kScratchAlignment) float sums[kPairSums];
+  for (int64_t row = 0; row < rows; row += kPairRows) {
+    const int64_t count = std::min(kPairRows, rows - row);
+    for (int64_t line = 0; line < ahead_lines && !ahead.empty(); ++line, ahead.advance(1))
+      __builtin_prefetch(ahead.at(), 0, 2);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = 0; c < columns; c += kLanes) __builtin_prefetch(to + (row + r) * ld + c, 1);
+    multiply_block(panel + row * panel_ld, panel_ld, count, weights, depth, columns, sums, nullptr);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = 0; c < columns; c += kLanes) {
+        float* at = to + (row + r) * ld + c;
+        const Vec<float> sum = load(sums + r * kPairColumns + c);
+        store(at, accumulate ? add(load(at), sum) : sum);
+      }
   }
 }
 

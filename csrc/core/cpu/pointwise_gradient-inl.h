@@ -1,5 +1,5 @@
-// The gradient of pointwise weights, in its final layout: the depthwise output is computed again for a chunk
-// of pixels and stays in L2, while grad_output passes by.
+// The two products of the backward in the compute type: G, the gradient of the depthwise output, and the
+// gradient of pointwise weights in its final layout.
 
 // grad_output, tile by tile: where it lies if its layout and dtype are the kernel's own, else from a buffer.
 template <class S>
@@ -29,6 +29,118 @@ class GradientTiles {
   size_t slot_ = 0;
 };
 
+// G = grad_output x pointwise weights under few pixels. The weights are read once, and then in long runs: a
+// slice of the depth of all channels at a time is packed right before its use, and stays in L2.
+template <class S>
+class WeightSlices {
+ public:
+  using T = Compute<S>;
+
+  WeightSlices(const SeparableConv2dParams& p, int64_t depth, int64_t most_columns, Scratch& task)
+      : weights_(static_cast<const S*>(p.pointwise_weight)),
+        rows_(p.output.c),
+        row_(depth),
+        slice_(std::clamp<int64_t>(kSliceValues / std::max<int64_t>(1, most_columns), kLeast, kMost)),
+        task_(task),
+        slot_(task.add<T>(std::min(slice_, rows_) * round_up(most_columns, kTileColumns<T>))) {}
+
+  // Columns [column, column + columns) of `pixels` rows of G.
+  void multiply(const T* gradient, int64_t ld, int64_t pixels, int64_t column, int64_t columns, T* to,
+                int64_t to_ld) {
+    for (int64_t k = 0; k < rows_; k += slice_) {
+      const int64_t depth = std::min(slice_, rows_ - k);
+      T* packed = task_.get<T>(slot_);
+      pack(k, depth, column, columns, packed);
+      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
+        TileOutput<T> out{to + c, to_ld, std::min<int64_t>(kTileColumns<T>, columns - c)};
+        out.accumulate = k > 0;
+        sepconv::multiply<false>(Panel<T>{gradient + k, ld, 1}, pixels,
+                                 static_cast<const T*>(packed) + c * depth, kTileColumns<T>, depth, out);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kSliceValues = 64 << 10, kLeast = 32, kMost = 512;
+
+  void pack(int64_t k, int64_t depth, int64_t column, int64_t columns, T* to) const {
+    for (int64_t i = 0; i < depth; ++i) {
+      const S* row = weights_ + (k + i) * row_ + column;
+      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
+        const int64_t valid = std::min<int64_t>(kTileColumns<T>, columns - c);
+        T* panel = to + c * depth + i * kTileColumns<T>;
+        convert(row + c, panel, valid);
+        std::fill(panel + valid, panel + kTileColumns<T>, T(0));
+      }
+    }
+  }
+  const S* weights_;
+  int64_t rows_, row_, slice_;
+  Scratch& task_;
+  size_t slot_;
+};
+
+// G = grad_output x pointwise weights.
+template <class S>
+class GradientProduct {
+ public:
+  using T = Compute<S>;
+  GradientProduct(const SeparableConv2dParams& p, int64_t depth, bool few_pixels, Scratch& call)
+      : p_(p),
+        depth_(depth),
+        few_pixels_(few_pixels),
+        weights_{nullptr, p.output.c, p.has_pointwise() && !few_pixels ? depth : 0},
+        slot_(call.add<T>(weights_.size())) {}
+  void prepare(Scratch& call, const Parallel& parallel) {
+    T* packed = call.get<T>(slot_);
+    parallel.share(weights_.panels(), [&](Tasks& tasks) {
+      for (int64_t panel; tasks.next(panel);)
+        pack_rows(static_cast<const S*>(p_.pointwise_weight), weights_, panel,
+                  packed + weights_.offset(panel));
+    });
+    weights_.data = packed;
+  }
+
+  class Task {
+   public:
+    // For at most `pixels` pixels and `columns` channels of G at a time.
+    Task(const GradientProduct& product, int64_t pixels, int64_t columns, Scratch& scratch)
+        : product_(product),
+          gradient_(product.p_.output, pixels, scratch),
+          slices_(product.p_, product.depth_, product.few_pixels_ ? columns : 0, scratch) {}
+
+    // to[pixel][channel], for channels [c0, c0 + channels); asks for `ahead` on the way.
+    void multiply(int64_t first, int64_t pixels, int64_t c0, int64_t channels, T* to, int64_t ld,
+                  Ahead ahead) {
+      const PackedWeights<T>& weights = product_.weights_;
+      const T* gradient = gradient_.tile(first, pixels);
+      if (product_.few_pixels_)
+        return slices_.multiply(gradient, gradient_.ld(), pixels, c0, channels, to, ld);
+      for (int64_t c = 0; c < channels; c += kTileColumns<T>) {
+        const int64_t panel = (c0 + c) / kTileColumns<T>;
+        sepconv::multiply<false>(Panel<T>{gradient, gradient_.ld(), 1}, pixels, weights.panel(panel),
+                                 weights.width(panel), weights.depth,
+                                 TileOutput<T>{to + c, ld, std::min<int64_t>(kTileColumns<T>, channels - c)},
+                                 ahead);
+      }
+    }
+    // What multiply() will read of these pixels.
+    Ahead ahead(int64_t first, int64_t pixels) const { return gradient_.ahead(first, pixels); }
+
+   private:
+    const GradientProduct& product_;
+    GradientTiles<S> gradient_;
+    WeightSlices<S> slices_;
+  };
+
+ private:
+  const SeparableConv2dParams& p_;
+  int64_t depth_;
+  bool few_pixels_;
+  PackedWeights<T> weights_;
+  size_t slot_;
+};
+
 // Whether the columns of some pixels may be read where they lie: the values of one column of wide pixels are
 // pages apart and share cache sets.
 inline bool columns_are_near(int64_t pixels, int64_t pixel_bytes) {
@@ -43,7 +155,7 @@ class GradientColumns {
   using T = Compute<S>;
   static constexpr int64_t kColumns = 8 * Registers<T>::kTileRows[kTileVectors<T> - 1];
 
-  GradientColumns(const Image& gradient, int64_t chunk, Scratch& scratch)
+  GradientColumns(const Image& gradient, int64_t chunk, int64_t /* depth */, Scratch& scratch)
       : gradient_(gradient),
         adjacent_(channels_are_adjacent(gradient) && pixels_are_linear(gradient)),
         in_place_(std::is_same_v<S, T> && adjacent_ && columns_are_near(chunk, pixel_bytes())),
@@ -72,116 +184,86 @@ class GradientColumns {
   size_t slot_ = 0;
 };
 
-// left^T x right over pixels: the gradient of weights that a GEMM multiplied by, (left_columns,
-// right_columns). Every split sums its pixels in order; the splits are merged in order.
+// The sums of a weight gradient, (rows, columns): one set for each split of the pixels, merged in order.
 template <class S>
-class WeightProduct {
+class SplitSums {
  public:
   using T = Compute<S>;
-  WeightProduct(int64_t splits, int64_t left_columns, int64_t right_columns, Scratch& call)
+  SplitSums(int64_t splits, int64_t rows, int64_t columns, Scratch& call)
       : splits_(splits),
-        left_columns_(left_columns),
-        right_columns_(right_columns),
+        rows_(rows),
+        columns_(columns),
         direct_(std::is_same_v<S, T> && splits == 1),
-        ld_(direct_ ? right_columns : round_up(right_columns, kTileColumns<T>)) {
-    if (!direct_) slot_ = call.add<T>(splits * left_columns * ld_);
+        ld_(direct_ ? columns : round_up(columns, kTileColumns<T>)) {
+    if (!direct_) slot_ = call.add<T>(splits * rows * ld_);
   }
   void prepare(Scratch& call, S* result) {
     result_ = result;
     sums_ = direct_ ? reinterpret_cast<T*>(result) : call.get<T>(slot_);
   }
+  int64_t rows() const { return rows_; }
+  int64_t ld() const { return ld_; }
+  T* of(int64_t split, int64_t row) const { return sums_ + (split * rows_ + row) * ld_; }
 
-  // The product of `count` pixels, for columns [column, column + columns) of `right`, which points at the
-  // first of them: sets what the split holds, or adds to it.
-  void chunk(int64_t split, GradientColumns<S>& left, int64_t first, int64_t count, const T* right,
-             int64_t right_ld, int64_t column, int64_t columns, bool accumulate, Ahead ahead = {}) const {
-    T* to = sums_ + split * left_columns_ * ld_ + column;
-    for (int64_t row = 0; row < left_columns_; row += left.at_once()) {
-      const int64_t rows = std::min(left.at_once(), left_columns_ - row);
-      const Panel<T> panel = left.read(first, count, row, rows);
-      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
-        TileOutput<T> out{to + row * ld_ + c, ld_, std::min<int64_t>(kTileColumns<T>, columns - c)};
-        out.accumulate = accumulate;
-        multiply<true>(panel, rows, right + c, right_ld, count, out, ahead);
-      }
-    }
-  }
   void merge(const Parallel& parallel) const {
     if (direct_) return;
-    parallel.run(left_columns_, [&](int64_t begin, int64_t end) {
+    parallel.run(rows_, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        T* sum = sums_ + row * ld_;
+        T* sum = of(0, row);
         for (int64_t split = 1; split < splits_; ++split)
-          for (int64_t c = 0; c < right_columns_; c += Vec<T>::kLanes)
-            store(sum + c, add(load(sum + c), load(sum + split * left_columns_ * ld_ + c)));
-        convert(sum, result_ + row * right_columns_, right_columns_);
+          for (int64_t c = 0; c < columns_; c += Vec<T>::kLanes)
+            store(sum + c, add(load(sum + c), load(of(split, row) + c)));
+        convert(sum, result_ + row * columns_, columns_);
       }
     });
   }
 
  private:
-  int64_t splits_, left_columns_, right_columns_;
-  bool direct_;
+  int64_t splits_, rows_, columns_;
+  bool direct_;  // into the result itself
   int64_t ld_;
   size_t slot_ = 0;
   S* result_ = nullptr;
   T* sums_ = nullptr;
 };
 
-// grad_pointwise_weight.
+// left^T x right over pixels: the gradient of weights that a GEMM multiplied by, (left_columns,
+// right_columns). Every split sums its pixels in order.
 template <class S>
-void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
+class WeightProduct {
+ public:
   using T = Compute<S>;
-  const SeparableConv2dParams& p = b.forward;
-  const Image& gy = p.output;
-  Scratch call(ScratchUse::kCall);
-  DepthwiseStage<S> depthwise(p, call);
-  const int64_t depth = depthwise.depth();
-  const WeightGradientPlan plan = plan_weight_gradient(gy.n, gy.h, gy.w, depth, sizeof(T), tile_shape<T>(),
-                                                       parallel.threads, cache_sizes());
-  WeightProduct<S> product(plan.pixel_splits, gy.c, depth, call);
-  depthwise.prepare(call);
-  product.prepare(call, static_cast<S*>(b.grad_pointwise_weight));
+  using Value = T;  // of the right factor
+  using Task = GradientColumns<S>;
+  WeightProduct(int64_t splits, int64_t left_columns, int64_t right_columns, Scratch& call)
+      : sums_(splits, left_columns, right_columns, call) {}
+  WeightProduct(const WeightGradientPlan& plan, int64_t left_columns, int64_t right_columns, Scratch& call)
+      : WeightProduct(plan.pixel_splits, left_columns, right_columns, call) {}
+  void prepare(Scratch& call, S* result) { sums_.prepare(call, result); }
 
-  // Without a depthwise the input itself is the right factor.
-  const bool narrow = columns_are_near(plan.pixel_chunk, p.input.stride_w * int64_t{sizeof(S)});
-  const bool in_place = std::is_same_v<S, T> && RowsInPlace<S>::serves(p);
-  parallel.share(plan.tasks(), [&](Tasks& tasks) {
-    Scratch task(ScratchUse::kTask);
-    const int64_t block = std::min(plan.depth_block, round_up(depth, kTileColumns<T>)),
-                  ld = panel_ld<T>(block);
-    const size_t panel_slot = task.add<T>(plan.pixel_chunk * ld);
-    GradientColumns<S> gradient(gy, plan.pixel_chunk, task);
-    RowsInPlace<T> rows(p.input, depthwise.prologue);
-    RowSource<S> staged(in_place ? typename RowSource<S>::Shape{} : depthwise.rows(), block, task);
-    DepthwiseRow<T> kernel(p.window);
-    T* panel = task.get<T>(panel_slot);
-    for (int64_t index; tasks.next(index);) {
-      const int64_t split = index % plan.pixel_splits, c0 = index / plan.pixel_splits * plan.depth_block;
-      const int64_t channels = std::min(plan.depth_block, depth - c0);
-      rows.select(c0, channels), staged.select(c0, channels);
-      const int64_t begin_pixel = plan.first_pixel(split), end_pixel = plan.first_pixel(split + 1);
-      for (int64_t first = begin_pixel; first < end_pixel; first += plan.pixel_chunk) {
-        const int64_t count = std::min(plan.pixel_chunk, end_pixel - first), next = first + count,
-                      next_count = std::min(plan.pixel_chunk, end_pixel - next);
-        const PixelTile tile{0, gy.w, first, count};
-        typename DepthwiseStage<S>::Values values{panel, ld};
-        if (narrow && depthwise.is_input()) {
-          values = depthwise.input(tile, c0);
-        } else if (in_place) {
-          depthwise.fill(rows, kernel, tile, c0, channels, panel, ld);
-        } else {
-          depthwise.fill(staged, kernel, tile, c0, channels, panel, ld);
-        }
-        Ahead ahead;
-        if (next_count > 0) {
-          ahead = gradient.ahead(next, next_count);
-          if (channels == depth && in_place) ahead.then(depthwise.ahead({0, gy.w, next, next_count}));
-        }
-        product.chunk(split, gradient, first, count, values.data, values.ld, c0, channels,
-                      first != begin_pixel, ahead);
+  // The product of `count` pixels, for columns [column, column + columns) of `right`, which points at the
+  // first of them: sets what the split holds, or adds to it.
+  void chunk(int64_t split, GradientColumns<S>& left, int64_t first, int64_t count, const T* right,
+             int64_t right_ld, int64_t column, int64_t columns, bool accumulate, Ahead ahead = {}) const {
+    for (int64_t row = 0; row < sums_.rows(); row += left.at_once()) {
+      const int64_t rows = std::min(left.at_once(), sums_.rows() - row);
+      const Panel<T> panel = left.read(first, count, row, rows);
+      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
+        TileOutput<T> out{sums_.of(split, row) + column + c, sums_.ld(),
+                          std::min<int64_t>(kTileColumns<T>, columns - c)};
+        out.accumulate = accumulate;
+        multiply<true>(panel, rows, right + c, right_ld, count, out, ahead);
       }
     }
-  });
-  product.merge(parallel);
-}
+  }
+  void merge(const Parallel& parallel) const { sums_.merge(parallel); }
+
+ private:
+  SplitSums<S> sums_;
+};
+
+template <class S>
+struct ComputeProducts {
+  using Gradient = GradientProduct<S>;
+  using Weights = WeightProduct<S>;
+};

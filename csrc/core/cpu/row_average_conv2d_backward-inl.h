@@ -24,7 +24,7 @@ void dense_weight_pass(const RowAverageConv2dBackwardParams& b, const Parallel& 
     Scratch task(ScratchUse::kTask);
     const int64_t ld = round_up(depth, kTileColumns<T>) + Vec<T>::kLanes;
     const size_t panel_slot = task.add<T>(kChunk * ld);
-    GradientColumns<S> gradient(gy, kChunk, task);
+    GradientColumns<S> gradient(gy, kChunk, depth, task);
     RowSource<S> rows(dense.rows(), p.input.c, task);
     auto vertical = reserved<Tap>(p.window.kernel[0]);
     rows.select(0, p.input.c);

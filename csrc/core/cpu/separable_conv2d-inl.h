@@ -117,20 +117,18 @@ class DepthwiseStage {
     }
   }
 
-  // The left factor of a tile's product: what fill() leaves in a buffer or, where that would be a copy of it,
-  // the input where it lies.
-  struct Values {
-    const T* data;
-    int64_t ld;
-  };
+  // Whether what fill() leaves in a buffer, the left factor of a tile's product, would be a copy of the
+  // input, which can be read where it lies.
+  template <class D = T>
   bool is_input() const {
     const Window& window = p_.window;
-    return std::is_same_v<S, T> && !p_.has_depthwise() && RowsInPlace<S>::serves(p_) && prologue.empty() &&
+    return std::is_same_v<S, D> && !p_.has_depthwise() && RowsInPlace<S>::serves(p_) && prologue.empty() &&
            middle.empty() && window.stride[0] == 1 && window.stride[1] == 1 && pixels_are_linear(p_.input);
   }
-  Values input(const PixelTile& tile, int64_t c0) const {
+  template <class D = T>
+  Panel<D> input(const PixelTile& tile, int64_t c0) const {
     const Image& in = p_.input;
-    return {static_cast<const T*>(in.data) + tile.first * in.stride_w + c0, in.stride_w};
+    return {static_cast<const D*>(in.data) + tile.first * in.stride_w + c0, in.stride_w, 1};
   }
 
   // What a tile reads and the tile above it did not: of each of its rows the lowest pixels. For rows that are
@@ -278,7 +276,7 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, ForwardPlan plan, co
       const int64_t split = index / plan.pixel_tiles, at = index % plan.pixel_tiles;
       const PixelTile tile = plan.tile(at);
       own.wait_for_guests();
-      typename DepthwiseStage<S>::Values values{panel, ld};
+      Panel<T> values{panel, ld, 1};
       if (depthwise.is_input()) {
         values = depthwise.input(tile, 0);
       } else if (in_place) {
@@ -286,7 +284,7 @@ void separable_conv2d_tiles(const SeparableConv2dParams& p, ForwardPlan plan, co
       } else {
         depthwise.fill(staged, kernel, tile, 0, depth, panel, ld);
       }
-      own.open({tile, values.data, values.ld}, plan.panels * split / plan.panel_splits,
+      own.open({tile, values.data, values.row_step}, plan.panels * split / plan.panel_splits,
                plan.panels * (split + 1) / plan.panel_splits);
       Ahead next_rows;
       if (in_place && at + 1 < plan.pixel_tiles) next_rows = depthwise.ahead(plan.tile(at + 1));

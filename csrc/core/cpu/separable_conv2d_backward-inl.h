@@ -1,59 +1,10 @@
 // Backward, from the inputs alone: nothing of the forward was stored.
 //   input pass      G = grad_output x pointwise weights, by tiles of rows in a ring; the depthwise read
 //                   backward turns G into grad_input, and G against the input rows is grad_depthwise.
-//   weight pass     grad_pointwise: see pointwise_gradient-inl.h.
+//   weight pass     grad_pointwise, from the depthwise output, which is computed again for a chunk of pixels
+//                   and stays in L2 while grad_output passes by.
+// Both products are those of pointwise_gradient-inl.h, or another instruction set's own (`Products`).
 // Work is cut by the shape alone, partial sums are merged in order: the same bits for any number of threads.
-
-// G = grad_output x pointwise weights under few pixels. The weights are read once, and then in long runs: a
-// slice of the depth of all channels at a time is packed right before its use, and stays in L2.
-template <class S>
-class WeightSlices {
- public:
-  using T = Compute<S>;
-
-  WeightSlices(const SeparableConv2dParams& p, int64_t depth, int64_t most_columns, Scratch& task)
-      : weights_(static_cast<const S*>(p.pointwise_weight)),
-        rows_(p.output.c),
-        row_(depth),
-        slice_(std::clamp<int64_t>(kSliceValues / std::max<int64_t>(1, most_columns), kLeast, kMost)),
-        task_(task),
-        slot_(task.add<T>(std::min(slice_, rows_) * round_up(most_columns, kTileColumns<T>))) {}
-
-  // Columns [column, column + columns) of `pixels` rows of G.
-  void multiply(const T* gradient, int64_t ld, int64_t pixels, int64_t column, int64_t columns, T* to,
-                int64_t to_ld) {
-    for (int64_t k = 0; k < rows_; k += slice_) {
-      const int64_t depth = std::min(slice_, rows_ - k);
-      T* packed = task_.get<T>(slot_);
-      pack(k, depth, column, columns, packed);
-      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
-        TileOutput<T> out{to + c, to_ld, std::min<int64_t>(kTileColumns<T>, columns - c)};
-        out.accumulate = k > 0;
-        sepconv::multiply<false>(Panel<T>{gradient + k, ld, 1}, pixels,
-                                 static_cast<const T*>(packed) + c * depth, kTileColumns<T>, depth, out);
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kSliceValues = 64 << 10, kLeast = 32, kMost = 512;
-
-  void pack(int64_t k, int64_t depth, int64_t column, int64_t columns, T* to) const {
-    for (int64_t i = 0; i < depth; ++i) {
-      const S* row = weights_ + (k + i) * row_ + column;
-      for (int64_t c = 0; c < columns; c += kTileColumns<T>) {
-        const int64_t valid = std::min<int64_t>(kTileColumns<T>, columns - c);
-        T* panel = to + c * depth + i * kTileColumns<T>;
-        convert(row + c, panel, valid);
-        std::fill(panel + valid, panel + kTileColumns<T>, T(0));
-      }
-    }
-  }
-  const S* weights_;
-  int64_t rows_, row_, slice_;
-  Scratch& task_;
-  size_t slot_;
-};
 
 // Rows of G, the gradient of the depthwise output: the latest few tiles of consecutive rows (over images).
 // Where no pointwise follows the depthwise, G is grad_output, and is read where it lies if it can be.
@@ -192,10 +143,11 @@ inline void add_columns(const T* x, int64_t ld, int64_t rows, int64_t columns, T
 }
 
 // grad_input, grad_depthwise_weight, grad_depthwise_bias: what all tasks share.
-template <class S>
+template <class S, class Products>
 class InputPass {
  public:
   using T = Compute<S>;
+  using Product = typename Products::Gradient;
 
   InputPass(const SeparableConv2dBackwardParams& b, int threads, Scratch& call)
       : b_(b),
@@ -204,8 +156,7 @@ class InputPass {
         depth_(depthwise_.depth()),
         plan_(plan_input_gradient(gy().n, gy().h, gy().w, depth_, threads, tile_shape<T>())),
         sums_ld_(round_up(depth_, Vec<T>::kLanes)),
-        weights_{nullptr, gy().c, p().has_pointwise() && !plan_.few_pixels ? depth_ : 0},
-        weights_slot_(call.add<T>(weights_.size())),
+        product_(b.forward, depth_, plan_.few_pixels, call),
         sums_slot_(call.add<T>(plan_.image_groups * sums_rows() * sums_ld_)) {
     // A block holds whole groups of repeated channels and whole weight panels.
     plan_.channel_block =
@@ -219,13 +170,7 @@ class InputPass {
     vertical_ = depthwise_.plan.vertical;
     horizontal_ = axis_of(p().window, 1, p().input.w, gy().w);
     backward_ = {Direction::kBackward, vertical_, segments_of(horizontal_, Direction::kBackward)};
-    T* packed = call.get<T>(weights_slot_);
-    parallel.share(weights_.panels(), [&](Tasks& tasks) {
-      for (int64_t panel; tasks.next(panel);)
-        pack_rows(static_cast<const S*>(p().pointwise_weight), weights_, panel,
-                  packed + weights_.offset(panel));
-    });
-    weights_.data = packed;
+    product_.prepare(call, parallel);
   }
   int64_t tasks() const { return plan_.tasks(); }
   void run(Tasks& tasks) const { Task(*this).run(tasks); }
@@ -271,8 +216,8 @@ class InputPass {
   int64_t depth_;
   InputGradientPlan plan_;
   int64_t sums_ld_;
-  PackedWeights<T> weights_;
-  size_t weights_slot_, sums_slot_;
+  Product product_;
+  size_t sums_slot_;
   Stage<T> prologue_;
   T* sums_ = nullptr;
   Axis vertical_{}, horizontal_{};
@@ -280,16 +225,15 @@ class InputPass {
 };
 
 // One block of channels of a group of images after another, tile by tile of rows of G.
-template <class S>
-class InputPass<S>::Task {
+template <class S, class Products>
+class InputPass<S, Products>::Task {
  public:
   explicit Task(const InputPass& pass)
       : pass_(pass),
         p_(pass.p()),
         block_(std::min(pass.plan_.channel_block, pass.depth_)),
         ring_(p_, pass.plan_.tile_rows, pass.tiles_kept(), block_, scratch_),
-        gradient_(p_.output, pass.plan_.tile_rows * p_.output.w, scratch_),
-        slices_(p_, pass.depth_, pass.plan_.few_pixels ? block_ : 0, scratch_),
+        product_(pass.product_, pass.plan_.tile_rows * p_.output.w, block_, scratch_),
         rows_(pass.rows(), block_, scratch_),
         result_(pass.b_, pass.prologue_, block_,
                 pass.by_position() ? pass.tile_images() * p_.input.h : Registers<T>::kBlockRows, scratch_),
@@ -327,8 +271,8 @@ class InputPass<S>::Task {
         ahead = pass_.depthwise_.ahead({0, width, first * width, pixels});
       const int64_t rows_left = p_.output.n * height - last;
       if (rows_left > 0)
-        ahead.then(gradient_.ahead(last * width, std::min(pass_.plan_.tile_rows, rows_left) * width));
-      multiply(gradient_.tile(first * width, pixels), pixels, ring_.tile(t), ahead);
+        ahead.then(product_.ahead(last * width, std::min(pass_.plan_.tile_rows, rows_left) * width));
+      product_.multiply(first * width, pixels, c0_, channels_, ring_.tile(t), ring_.pixel_stride(), ahead);
     } else if (!ring_.in_place()) {
       load_pixels<S>(p_.output, first * width, pixels, c0_, channels_, ring_.tile(t), ring_.pixel_stride());
     }
@@ -342,19 +286,6 @@ class InputPass<S>::Task {
                   : add_weight_gradients_of_rows(first, last);
     if (pass_.b_.grad_input.data != nullptr)
       by_position ? write_images(first / height, last / height) : write_rows(last);
-  }
-
-  void multiply(const T* gradient, int64_t pixels, T* to, Ahead ahead) {
-    if (pass_.plan_.few_pixels)
-      return slices_.multiply(gradient, gradient_.ld(), pixels, c0_, channels_, to, ring_.pixel_stride());
-    for (int64_t c = 0; c < channels_; c += kTileColumns<T>) {
-      const int64_t panel = (c0_ + c) / kTileColumns<T>;
-      sepconv::multiply<false>(
-          Panel<T>{gradient, gradient_.ld(), 1}, pixels, pass_.weights_.panel(panel),
-          pass_.weights_.width(panel), p_.output.c,
-          TileOutput<T>{to + c, ring_.pixel_stride(), std::min<int64_t>(kTileColumns<T>, channels_ - c)},
-          ahead);
-    }
   }
 
   DepthwiseGradient<T> weight_gradient() const {
@@ -446,8 +377,7 @@ class InputPass<S>::Task {
   Scratch scratch_{ScratchUse::kTask};
   int64_t block_;
   GradientRing<S> ring_;
-  GradientTiles<S> gradient_;
-  WeightSlices<S> slices_;
+  typename Product::Task product_;
   RowSource<S> rows_;
   InputGradientRows<S> result_;
   DepthwiseRow<T> read_backward_;
@@ -457,10 +387,10 @@ class InputPass<S>::Task {
   T* sums_ = nullptr;
 };
 
-template <class S>
+template <class S, class Products>
 void input_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
   Scratch call(ScratchUse::kCall);
-  InputPass<S> pass(b, parallel.threads, call);
+  InputPass<S, Products> pass(b, parallel.threads, call);
   pass.prepare(call, parallel);
   parallel.share(pass.tasks(), [&](Tasks& tasks) { pass.run(tasks); });
   if (!call.only_counts()) pass.merge();
@@ -497,11 +427,72 @@ void sum_pixels(const Image& x, S* result, const Parallel& parallel) {
   convert(sums, result, x.c);
 }
 
-template <class S>
+// grad_pointwise_weight.
+template <class S, class Products>
+void weight_pass(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
+  using T = Compute<S>;
+  using Product = typename Products::Weights;
+  using Value = typename Product::Value;  // of the depthwise output
+  const SeparableConv2dParams& p = b.forward;
+  const Image& gy = p.output;
+  Scratch call(ScratchUse::kCall);
+  DepthwiseStage<S> depthwise(p, call);
+  const int64_t depth = depthwise.depth();
+  const WeightGradientPlan plan = plan_weight_gradient(gy.n, gy.h, gy.w, depth, sizeof(T), tile_shape<T>(),
+                                                       parallel.threads, cache_sizes());
+  Product product(plan, gy.c, depth, call);
+  depthwise.prepare(call);
+  product.prepare(call, static_cast<S*>(b.grad_pointwise_weight));
+
+  // Without a depthwise the input itself is the right factor.
+  const bool narrow = columns_are_near(plan.pixel_chunk, p.input.stride_w * int64_t{sizeof(S)});
+  const bool in_place = std::is_same_v<S, Value> && RowsInPlace<S>::serves(p);
+  parallel.share(plan.tasks(), [&](Tasks& tasks) {
+    Scratch task(ScratchUse::kTask);
+    const int64_t block = std::min(plan.depth_block, round_up(depth, kTileColumns<T>)),
+                  ld = panel_ld<T>(block);
+    const size_t panel_slot = task.add<Value>(plan.pixel_chunk * ld);
+    typename Product::Task gradient(gy, plan.pixel_chunk, block, task);
+    RowsInPlace<Value> rows(p.input, depthwise.prologue);
+    RowSource<S> staged(in_place ? typename RowSource<S>::Shape{} : depthwise.rows(), block, task);
+    DepthwiseRow<Value> kernel(p.window);
+    DepthwiseRow<T> kernel_of_staged(p.window);
+    Value* panel = task.get<Value>(panel_slot);
+    for (int64_t index; tasks.next(index);) {
+      const int64_t split = index % plan.pixel_splits, c0 = index / plan.pixel_splits * plan.depth_block;
+      const int64_t channels = std::min(plan.depth_block, depth - c0);
+      rows.select(c0, channels), staged.select(c0, channels);
+      const int64_t begin_pixel = plan.first_pixel(split), end_pixel = plan.first_pixel(split + 1);
+      for (int64_t first = begin_pixel; first < end_pixel; first += plan.pixel_chunk) {
+        const int64_t count = std::min(plan.pixel_chunk, end_pixel - first), next = first + count,
+                      next_count = std::min(plan.pixel_chunk, end_pixel - next);
+        const PixelTile tile{0, gy.w, first, count};
+        Panel<Value> values{panel, ld, 1};
+        if (narrow && depthwise.template is_input<Value>()) {
+          values = depthwise.template input<Value>(tile, c0);
+        } else if (in_place) {
+          depthwise.fill(rows, kernel, tile, c0, channels, panel, ld);
+        } else {
+          depthwise.fill(staged, kernel_of_staged, tile, c0, channels, panel, ld);
+        }
+        Ahead ahead;
+        if (next_count > 0) {
+          ahead = gradient.ahead(next, next_count);
+          if (channels == depth && in_place) ahead.then(depthwise.ahead({0, gy.w, next, next_count}));
+        }
+        product.chunk(split, gradient, first, count, values.data, values.row_step, c0, channels,
+                      first != begin_pixel, ahead);
+      }
+    }
+  });
+  product.merge(parallel);
+}
+
+template <class S, class Products = ComputeProducts<S>>
 void separable_conv2d_backward(const SeparableConv2dBackwardParams& b, const Parallel& parallel) {
   if (b.grad_input.data != nullptr || b.grad_depthwise_weight != nullptr || b.grad_depthwise_bias != nullptr)
-    input_pass<S>(b, parallel);
-  if (b.grad_pointwise_weight != nullptr) weight_pass<S>(b, parallel);
+    input_pass<S, Products>(b, parallel);
+  if (b.grad_pointwise_weight != nullptr) weight_pass<S, Products>(b, parallel);
   if (b.grad_pointwise_bias != nullptr)
     sum_pixels(b.forward.output, static_cast<S*>(b.grad_pointwise_bias), parallel);
 }

@@ -92,12 +92,6 @@ class PairTiles {
   bool direct_;
 };
 
-// An odd number of cache lines, and more than is used: rows of the panel must not share cache sets.
-inline int64_t pair_panel_ld(int64_t depth) {
-  const int64_t padded = round_up(depth, kPairDepth);
-  return padded % (2 * kPairDepth) == 0 ? padded + kPairDepth : padded;
-}
-
 inline ForwardPlan plan_pairs(const SeparableConv2dParams& p, int threads) {
   return plan_forward(p.output.n * p.output.h * p.output.w, p.output.w, pair_panel_ld(PairLayout(p).depth),
                       p.output.c, sizeof(BFloat16), {kPairRows, kPairColumns, Vec<float>::kLanes}, threads,
@@ -192,6 +186,9 @@ inline Kernels with_pairs(Kernels kernels) {
   kernels.packed_bytes[kIndex] = packed_bytes_of_pairs;
   kernels.pack[kIndex] = pack_weights_in_pairs;
   kernels.separable_conv2d[kIndex] = separable_conv2d_pairs;
+#ifndef SEPCONV_WITHOUT_TRAINING
+  kernels.separable_conv2d_backward[kIndex] = separable_conv2d_backward_pairs;
+#endif
   kernels.pair_tile = {kPairRows, kPairColumns, Vec<float>::kLanes};
   kernels.plan_pairs = plan_pairs;
   return kernels;

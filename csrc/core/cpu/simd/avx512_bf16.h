@@ -6,6 +6,16 @@ inline Vec<float> load_pairs(const BFloat16* p, int values) {
   return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(present, p))};
 }
 
+// Of each of up to sixteen columns a pair, from two rows, or with zeros from one.
+inline Vec<float> interleave(const BFloat16* first, const BFloat16* second, int columns) {
+  const auto present = static_cast<__mmask16>((1u << columns) - 1);
+  __m512i pairs = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, first));
+  if (second != nullptr)
+    pairs = _mm512_or_si512(
+        pairs, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, second)), 16));
+  return {_mm512_castsi512_ps(pairs)};
+}
+
 inline void store_two(BFloat16* p, Vec<float> low, Vec<float> high) {
   _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)));
 }

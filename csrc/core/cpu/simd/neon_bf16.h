@@ -15,6 +15,19 @@ inline Vec<float> load_pairs(const BFloat16* p, int values) {
   return {vreinterpretq_f32_u16(vld1q_u16(static_cast<const uint16_t*>(from)))};
 }
 
+// Of each of up to four columns a pair, from two rows, or with zeros from one.
+inline Vec<float> interleave(const BFloat16* first, const BFloat16* second, int columns) {
+  const auto read = [columns](const void* from) {
+    uint16_t present[4] = {};
+    if (columns == 4) return vmovl_u16(vld1_u16(static_cast<const uint16_t*>(from)));
+    std::memcpy(present, from, 2 * static_cast<size_t>(columns));
+    return vmovl_u16(vld1_u16(present));
+  };
+  uint32x4_t pairs = read(first);
+  if (second != nullptr) pairs = vorrq_u32(pairs, vshlq_n_u32(read(second), 16));
+  return {vreinterpretq_f32_u32(pairs)};
+}
+
 inline void store_two(BFloat16* p, Vec<float> low, Vec<float> high) {
   const bfloat16x8_t both = vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(low.v), high.v);
   vst1q_u16(reinterpret_cast<uint16_t*>(p), vreinterpretq_u16_bf16(both));
