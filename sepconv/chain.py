@@ -74,9 +74,10 @@ def conv_chain(input: Tensor, units: Sequence[ChainUnit], activation: str | None
     Equal, up to rounding, to the convolutions, ``batch_norm(..., training=True)`` and activations called one
     by one, but neither batch norms nor activations make passes of their own where a convolution follows:
     results of convolutions are kept raw, and normalised when the next one loads them. Saved for the backward
-    are the input and the raw results; the last one only where it takes no more memory than the weights of its
-    convolution, else it is computed again. The input must not change in place before the backward, not even
-    where the chain begins with an activation.
+    are the input and the raw results; the last one only where it takes no more memory than four times the
+    weights of its convolution, as training has for these (themselves, the gradient, an optimizer's moments),
+    else it is computed again. The input must not change in place before the backward, not even where the
+    chain begins with an activation.
 
     Under autocast the input and the convolutions' weights are cast; a chain that begins with a batch norm by
     itself stays in the dtype of its input.

@@ -314,9 +314,23 @@ def test_autocast_runs_in_bfloat16(chains):
         assert (a - e).norm() <= 2 * (p - e).norm() + 5e-3 * e.norm()  # a channel here or there flips a kink
 
 
+@pytest.mark.parametrize(("pixels", "kept"), [(32, 1), (33, 0)])
+def test_where_a_last_result_is_kept(pixels, kept):
+    """Up to four times its weights: 32 pixels where eight channels go in."""
+    unit = sepconv.ChainUnit(
+        torch.ones(16), torch.zeros(16), torch.randn(8, 1, 3, 3), torch.randn(16, 8, 1, 1), padding=1
+    )
+    weights = [unit.depthwise_weight, unit.pointwise_weight, unit.weight, unit.bias]
+    plan = chain_module._Plan([3], [0], [1] * 6, 0)
+    nothing = [torch.empty(0)] * 3
+    image = torch.randn(1, 8, 1, pixels)
+    _, raws, _ = chain_module._forward(plan, nothing, [1e-5], [0.1], image, weights, keep=True)
+    assert len(raws) == kept
+
+
 @pytest.mark.parametrize(("name", "kept"), [("three", 2), ("small_maps", 2), ("xception", 0)])
 def test_raw_results_that_are_kept(name, kept, monkeypatch):
-    """All but the last, and that where it is no larger than its weights."""
+    """All but the last, and that where it is no larger than four times its weights."""
     seen: list[int] = []
     forward = chain_module._forward
 

@@ -5,6 +5,7 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "core/batch_norm.h"
 #include "core/separable_conv2d.h"
@@ -31,11 +32,13 @@ struct Unit {
   int64_t statistics;                                       // where this unit's begin
 
   int64_t channels() const { return output[1]; }
-  // Whether the result takes no more memory than the weights: on small maps it costs next to nothing to keep,
-  // and a product with all the weights to compute again.
+  // Whether the result takes no more memory than training has for the weights, their gradient and an
+  // optimizer's two moments: on small maps it costs little to keep, and a product with all the weights to
+  // compute again.
   bool is_small() const {
+    constexpr int64_t kCopiesOfWeights = 4;
     const auto [n, c, h, w] = output;
-    return pointwise_weight.defined() && n * h * w <= pointwise_weight.size(1);
+    return pointwise_weight.defined() && n * h * w <= kCopiesOfWeights * pointwise_weight.size(1);
   }
   // With neither image.
   SeparableConv2dParams convolution() const {
@@ -207,16 +210,11 @@ Tensor empty_raw(const Checks& checks, const Unit& unit, const Tensor& like) {
   return allocate(checks, "a result", unit.output, dense_strides(unit.output, true), like);
 }
 
-// The convolution of unit i: into a new tensor, which is the input's own where the unit has none.
-Tensor convolve(const Checks& checks, const Chain& chain, size_t i, const Tensor& input,
-                const Tensor& statistics) {
-  const Unit& unit = chain.units()[i];
-  if (!unit.convolves) return input;
-  const Tensor output = empty_raw(checks, unit, input);
+void convolve(const Chain& chain, size_t i, const Tensor& input, const Tensor& statistics,
+              const Image& output) {
   SeparableConv2dParams params = chain.convolution(i, read_from(input), statistics);
-  params.output = write_to(output);
+  params.output = output;
   separable_conv2d(params, torch_threads());
-  return output;
 }
 
 void count_batch(const Checks& checks, const Tensor& batches, const Tensor& like) {
@@ -250,7 +248,10 @@ std::tuple<Tensor, Tensors, Tensor> forward(const Tensor& input, Tensors paramet
   Tensor raw = input;
   for (size_t i = 0; i < units.size(); ++i) {
     const Unit& unit = units[i];
-    raw = convolve(checks, chain, i, raw, statistics);
+    if (unit.convolves) {
+      const Tensor source = std::exchange(raw, empty_raw(checks, unit, input));
+      convolve(chain, i, source, statistics, write_to(raw));
+    }
     BatchNormStatisticsParams params;
     params.dtype = unit.dtype;
     params.input = read_from(raw);
@@ -282,29 +283,35 @@ std::tuple<Tensor, Tensors, Tensor> forward(const Tensor& input, Tensors paramet
   return {output, raws, statistics};
 }
 
-// Gradients on their way through the chain, in two buffers by turns.
+// Gradients on their way through the chain, in two buffers by turns. grad_input, which is written last, lends
+// its memory until then.
 class Gradients {
  public:
-  Gradients(const Checks& checks, const Chain& chain, const Tensor& like) : checks_(checks), like_(like) {
+  Gradients(const Checks& checks, const Chain& chain, const Tensor& like, const Tensor& grad_input)
+      : checks_(checks), like_(like) {
     const auto& units = chain.units();
     for (size_t i = 0; i < units.size(); ++i) {
-      if (i + 1 == units.size() && !chain.keeps(i)) break;  // what is computed again gives its place
       const auto [n, c, h, w] = units[i].output;
-      const size_t turn = (units.size() - 1 - i) % 2;
-      bytes_[turn] = std::max(bytes_[turn], n * c * h * w * static_cast<int64_t>(bytes_of(units[i].dtype)));
+      int64_t& bytes = bytes_[turn(chain, i)];
+      bytes = std::max(bytes, n * c * h * w * static_cast<int64_t>(bytes_of(units[i].dtype)));
     }
+    const size_t last = units.size() % 2;
+    if (grad_input.defined() &&
+        bytes_[last] <= grad_input.numel() * static_cast<int64_t>(grad_input.element_size()))
+      buffers_[last] = grad_input;
   }
   // As channels_last image of the unit's output, for writing.
   Image of(const Chain& chain, size_t i) {
     const Unit& unit = chain.units()[i];
-    const size_t turn = (chain.units().size() - 1 - i) % 2;
-    if (!buffers_[turn].defined()) buffers_[turn] = empty_bytes(checks_, "a gradient", bytes_[turn], like_);
+    Tensor& buffer = buffers_[turn(chain, i)];
+    if (!buffer.defined()) buffer = empty_bytes(checks_, "a gradient", bytes_[turn(chain, i)], like_);
     const auto [n, c, h, w] = unit.output;
     const auto [stride_n, stride_c, stride_h, stride_w] = dense_strides(unit.output, true);
-    return {buffers_[turn].mutable_data_ptr(), n, c, h, w, stride_n, stride_c, stride_h, stride_w};
+    return {buffer.mutable_data_ptr(), n, c, h, w, stride_n, stride_c, stride_h, stride_w};
   }
 
  private:
+  static size_t turn(const Chain& chain, size_t i) { return (chain.units().size() - 1 - i) % 2; }
   const Checks& checks_;
   const Tensor& like_;
   int64_t bytes_[2] = {0, 0};
@@ -359,7 +366,7 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     }
   }
 
-  Gradients between(checks, chain, input);
+  Gradients between(checks, chain, input, grad_input);
   Image gradient;
   for (size_t i = units.size(); i-- > earliest;) {
     const Unit& unit = units[i];
@@ -369,11 +376,12 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     void* grad_pointwise = unit.pointwise_weight.defined() ? results[parameter++] : nullptr;
 
     const Tensor& source = i == 0 ? input : raws[i - 1];
+    if (last && unit.convolves) gradient = between.of(chain, i);
     const bool again = last && !kept;
-    const Tensor raw = again ? convolve(checks, chain, i, source, statistics) : raws[i];
+    if (again && unit.convolves) convolve(chain, i, source, statistics, gradient);
     BatchNormBackwardParams norm;
     norm.dtype = unit.dtype;
-    norm.input = read_from(raw);
+    norm.input = !again ? read_from(raws[i]) : unit.convolves ? gradient : read_from(source);
     norm.grad_output = last ? read_from(grad_output) : gradient;
     norm.weight = unit.weight.const_data_ptr();
     norm.mean = chain.statistic(statistics, unit, kMean);
@@ -381,11 +389,7 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     norm.scale = chain.statistic(statistics, unit, kScale);
     norm.shift = chain.statistic(statistics, unit, kShift);
     norm.activation = last ? chain.activation() : Activation::kNone;  // the next unit masked its own
-    if (!unit.convolves) {
-      norm.grad_input = write_if_wanted(grad_input);
-    } else {
-      norm.grad_input = again ? write_to(raw) : last ? between.of(chain, i) : gradient;  // in place
-    }
+    norm.grad_input = unit.convolves ? gradient : write_if_wanted(grad_input);  // in place of one it reads
     norm.grad_weight = results[parameter], norm.grad_bias = results[parameter + 1];
     batch_norm_backward(norm, torch_threads());
     if (!unit.convolves) break;

@@ -55,8 +55,8 @@ STABLE_TORCH_LIBRARY(sepconv, m) {
   // neither); `parameters` holds these, then batch norm's weight and bias; `running` holds batch norm's
   // running mean, running variance and number of batches (or no elements), which are updated; `windows` holds
   // stride, padding and dilation. Results: the output; with `keep`, what the backward reads beside the
-  // arguments: results of the convolutions, the last one only where it is no larger than its weights (else it
-  // is computed again); and batch norm's vectors.
+  // arguments: results of the convolutions, the last one only where it is no larger than four times its
+  // weights (else it is computed again); and batch norm's vectors.
   m.def(
       "conv_chain(Tensor input, Tensor[] parameters, Tensor(a!)[] running, int[] kinds, int[] activations,"
       " int[] windows, float[] eps, float[] momentum, int activation, bool keep)"
