@@ -1,4 +1,5 @@
 // The core's entry points: instruction set and dtype are looked up here, once a call.
+#include <algorithm>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -170,7 +171,10 @@ void separable_conv2d_backward(const SeparableConv2dBackwardParams& params, cons
           forward.has_pointwise() ||
               (params.grad_pointwise_weight == nullptr && params.grad_pointwise_bias == nullptr),
           "no gradient of a pointwise weight or bias that is not there");
+  require(op, params.gradient_sums == nullptr || params.grad_input.data != nullptr,
+          "no sums of an input gradient that is not wanted");
   if (empty(forward.output)) {
+    if (params.gradient_sums != nullptr) std::fill_n(params.gradient_sums, 2 * forward.input.c, 0.0);
     const int64_t depth = forward.input.c * forward.depth_multiplier;
     clear(params.grad_depthwise_weight, depth * forward.window.kernel[0] * forward.window.kernel[1],
           forward.dtype);

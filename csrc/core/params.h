@@ -91,6 +91,11 @@ struct SeparableConv2dBackwardParams {
   void* grad_pointwise_weight = nullptr;
   void* grad_depthwise_bias = nullptr;
   void* grad_pointwise_bias = nullptr;
+  // For a batch norm that is the prologue's affine part: its mean, of the compute type, and room for the
+  // `gradient_sums` of its backward, added up from grad_input, which must be wanted then, before it is
+  // rounded to its dtype.
+  const void* prologue_mean = nullptr;
+  double* gradient_sums = nullptr;
 };
 
 struct RowAverageParams {

@@ -368,6 +368,7 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
 
   Gradients between(checks, chain, input, grad_input);
   Image gradient;
+  std::vector<double> gradient_sums;  // of the unit before, where the convolution's backward adds them up
   for (size_t i = units.size(); i-- > earliest;) {
     const Unit& unit = units[i];
     const bool last = i + 1 == units.size();
@@ -390,6 +391,7 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     norm.shift = chain.statistic(statistics, unit, kShift);
     norm.activation = last ? chain.activation() : Activation::kNone;  // the next unit masked its own
     norm.grad_input = unit.convolves ? gradient : write_if_wanted(grad_input);  // in place of one it reads
+    norm.gradient_sums = gradient_sums.empty() ? nullptr : gradient_sums.data();
     norm.grad_weight = results[parameter], norm.grad_bias = results[parameter + 1];
     batch_norm_backward(norm, torch_threads());
     if (!unit.convolves) break;
@@ -400,6 +402,14 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     gradient = i == 0 ? write_if_wanted(grad_input) : i > earliest ? between.of(chain, i - 1) : Image{};
     if (gradient.data == nullptr && grad_depthwise == nullptr && grad_pointwise == nullptr) break;
     params.grad_input = gradient;
+    // Short rows, each to be added to the sums, cost more than a pass of its own: such maps are in a cache.
+    constexpr int64_t kLongRow = 16;
+    gradient_sums.clear();
+    if (i > earliest && unit.input[3] >= kLongRow) {
+      gradient_sums.resize(static_cast<size_t>(2 * units[i - 1].channels()));
+      params.prologue_mean = chain.statistic(statistics, units[i - 1], kMean);
+      params.gradient_sums = gradient_sums.data();
+    }
     params.grad_depthwise_weight = grad_depthwise;
     params.grad_pointwise_weight = grad_pointwise;
     separable_conv2d_backward(params, torch_threads());

@@ -642,6 +642,22 @@ SeparableGradients reference_gradients(const SeparableCase& s, const Tensor& y, 
   return r;
 }
 
+// The sums over g, the gradient of the input, and over g times the input's distance from its mean.
+std::vector<double> sums_for_batch_norm(const SeparableCase& s, const Values& g, const Buffer& mean,
+                                        bool magnitude) {
+  std::vector<double> sums(static_cast<size_t>(2 * s.channels));
+  for (int64_t b = 0; b < s.n; ++b)
+    for (int64_t c = 0; c < s.channels; ++c)
+      for (int64_t h = 0; h < s.g.in_h; ++h)
+        for (int64_t w = 0; w < s.g.in_w; ++w) {
+          const double distance = s.x.at(b, c, h, w) - mean[c];
+          sums[static_cast<size_t>(c)] += g(b, c, h, w);
+          sums[static_cast<size_t>(s.channels + c)] +=
+              g(b, c, h, w) * (magnitude ? std::abs(distance) : distance);
+        }
+  return sums;
+}
+
 void sweep_separable_conv2d_backward(DType dtype) {
   SeparableCase s(dtype, true);
   Tensor y = make(s.output(), dtype, true);
@@ -650,12 +666,19 @@ void sweep_separable_conv2d_backward(DType dtype) {
 
   Tensor gx = make({s.n, s.channels, s.g.in_h, s.g.in_w}, dtype, false);
   struct Vectors {
-    Buffer dw, pw, db, pb;
+    Buffer dw, pw, db, pb, sums;
     Vectors(const SeparableCase& s, DType dtype)
-        : dw(s.depth * s.taps, dtype), pw(s.out * s.depth, dtype), db(s.depth, dtype), pb(s.out, dtype) {}
+        : dw(s.depth * s.taps, dtype),
+          pw(s.out * s.depth, dtype),
+          db(s.depth, dtype),
+          pb(s.out, dtype),
+          sums(2 * s.channels, DType::kFloat64) {}
   } of(s, dtype);
   const bool wants[5] = {chance(0.7), s.has_depthwise && chance(0.7), s.has_pointwise && chance(0.7),
                          chance(0.7), s.has_pointwise && chance(0.7)};
+  const bool sums_up = !entry.plain && wants[0] && chance(0.3);
+  const DType wide = dtype == DType::kFloat64 ? dtype : DType::kFloat32;
+  Buffer mean = sums_up ? Buffer::random(s.channels, wide) : Buffer();
   const auto run = [&](Tensor& grad_input, Vectors& to, const Parallel& on) {
     SeparableConv2dBackwardParams q;
     q.forward = s.params(y);
@@ -664,6 +687,7 @@ void sweep_separable_conv2d_backward(DType dtype) {
     if (wants[2]) q.grad_pointwise_weight = to.pw.data();
     if (wants[3]) q.grad_depthwise_bias = to.db.data();
     if (wants[4]) q.grad_pointwise_bias = to.pb.data();
+    if (sums_up) q.prologue_mean = mean.data(), q.gradient_sums = static_cast<double*>(to.sums.data());
     entry.separable_conv2d_backward(q, on);
   };
   run(gx, of, parallel);
@@ -674,6 +698,7 @@ void sweep_separable_conv2d_backward(DType dtype) {
     require_same_bits("grad_pointwise_weight", of.pw, of_again.pw);
     require_same_bits("grad_depthwise_bias", of.db, of_again.db);
     require_same_bits("grad_pointwise_bias", of.pb, of_again.pb);
+    require_same_bits("gradient_sums", of.sums, of_again.sums);
   });
 
   const SeparableGradients exact = reference_gradients(s, y, false),
@@ -684,6 +709,9 @@ void sweep_separable_conv2d_backward(DType dtype) {
     require_near("grad_pointwise_weight", of.pw, exact.pw, magnitude.pw, dtype, rounds_between(dtype));
   if (wants[3]) require_near("grad_depthwise_bias", of.db, exact.db, magnitude.db, dtype);
   if (wants[4]) require_near("grad_pointwise_bias", of.pb, exact.pb, magnitude.pb, dtype);
+  if (sums_up)
+    require_near("gradient_sums", of.sums, sums_for_batch_norm(s, exact.x, mean, false),
+                 sums_for_batch_norm(s, magnitude.x, mean, true), wide);
 }
 
 // What a prologue's activation lets through where its derivative is a matter of convention.

@@ -47,7 +47,8 @@ class GradientRing {
 };
 
 // Rows of grad_input: written where they belong, or through a buffer that folds the depth multiplier and
-// converts. They pass the derivative of the prologue's activation, computed again from the input.
+// converts. They pass the derivative of the prologue's activation, computed again from the input, and are
+// added up for a batch norm before it.
 template <class S>
 class InputGradientRows {
  public:
@@ -58,14 +59,17 @@ class InputGradientRows {
       : x_(b.grad_input),
         input_(b.forward.input),
         prologue_(prologue),
+        mean_(static_cast<const T*>(b.prologue_mean)),
         multiplier_(b.forward.depth_multiplier),
         scratch_(scratch),
         direct_(std::is_same_v<S, T> && channels_are_adjacent(x_) && multiplier_ == 1),
-        streamed_(direct_ && prologue.activation == Activation::kNone && is_in_lines(x_) &&
+        streamed_(direct_ && !reads_input(b) && is_in_lines(x_) &&
                   bypasses_caches(x_.n * x_.c * x_.h * x_.w * int64_t{sizeof(S)}, cache_sizes())),
+        input_in_place_(std::is_same_v<S, T> && channels_are_adjacent(input_)),
         ld_(panel_ld<T>(channels)) {
     if (!direct_) slot_ = scratch.add<T>(rows * x_.w * ld_);
-    if (prologue.activation != Activation::kNone) input_slot_ = scratch.add<T>(x_.w * ld_);
+    if (reads_input(b) && !input_in_place_) input_slot_ = scratch.add<T>(x_.w * ld_);
+    if (b.gradient_sums != nullptr) sums_.emplace(channels, scratch);
   }
   ~InputGradientRows() {
     if (streamed_) stream_fence();
@@ -81,17 +85,32 @@ class InputGradientRows {
   int64_t pixel_stride() const { return direct_ ? x_.stride_w : ld_; }
   int64_t row_stride() const { return direct_ ? x_.stride_h : x_.w * ld_; }
   int64_t image_stride() const { return direct_ ? x_.stride_n : x_.h * row_stride(); }
+  // Where the sums of the next rows go, of `channels` repeated channels from c0 on: those of all channels one
+  // after another, twice.
+  void start_sums(double* sums, int64_t c0, int64_t channels) {
+    const int64_t first = c0 / multiplier_;
+    if (sums_)
+      sums_->begin({mean_ + first, nullptr, nullptr}, channels / multiplier_, sums + first,
+                   sums + x_.c + first);
+  }
   // `channels` of the repeated channels from c0 on of row h are in row(n, h, c0, at); blocks of channels hold
   // whole groups of `multiplier`.
   void commit(int64_t n, int64_t h, int64_t c0, int64_t channels, int64_t at = 0) {
     const int64_t first = c0 / multiplier_, count = channels / multiplier_;
     T* to = row(n, h, c0, at);
     if (multiplier_ != 1) fold(to, channels);
-    if (prologue_.activation != Activation::kNone) pass_activation(n, h, first, count, to);
+    if (sums_ || prologue_.activation != Activation::kNone) {
+      const auto [x, step] = input_row(n, h, first, count);
+      if (prologue_.activation != Activation::kNone) pass_activation(x, step, first, count, to);
+      if (sums_) sums_->add_rows(x, step, to, pixel_stride(), x_.w);
+    }
     if (!direct_) store_pixels<S>(to, ld_, x_, (n * x_.h + h) * x_.w, x_.w, first, count);
   }
 
  private:
+  static bool reads_input(const SeparableConv2dBackwardParams& b) {
+    return b.gradient_sums != nullptr || b.forward.prologue.activation != Activation::kNone;
+  }
   static bool is_in_lines(const Image& x) {
     const auto whole = [](int64_t bytes) { return bytes % kLine == 0; };
     constexpr int64_t kSize = sizeof(S);
@@ -106,30 +125,33 @@ class InputGradientRows {
         row[w * ld_ + c] = sum;
       }
   }
-  void pass_activation(int64_t n, int64_t h, int64_t c0, int64_t channels, T* row) {
-    const auto mask = [&](const auto* input, int64_t input_step) {
-      for (int64_t w = 0; w < x_.w; ++w)
-        for_each_vector<T>(channels, [&](auto vector, int64_t c) {
-          T* g = row + w * pixel_stride() + c;
-          const Vec<T> x = affine(vector.read(input + w * input_step + c), prologue_, c0 + c);
-          vector.write(g, activate_backward(vector.read(g), x, prologue_.activation));
-        });
-    };
-    if (channels_are_adjacent(input_))
-      return mask(static_cast<const S*>(input_.data) + n * input_.stride_n + h * input_.stride_h + c0,
-                  input_.stride_w);
-    T* input = scratch_.get<T>(input_slot_);
-    load_pixels<S>(input_, (n * input_.h + h) * input_.w, input_.w, c0, channels, input, ld_);
-    mask(static_cast<const T*>(input), ld_);
+  // Channels [c0, c0 + channels) of an input row, and the step between its pixels.
+  std::pair<const T*, int64_t> input_row(int64_t n, int64_t h, int64_t c0, int64_t channels) {
+    if (input_in_place_)
+      return {static_cast<const T*>(input_.data) + n * input_.stride_n + h * input_.stride_h + c0,
+              input_.stride_w};
+    T* to = scratch_.get<T>(input_slot_);
+    load_pixels<S>(input_, (n * input_.h + h) * input_.w, input_.w, c0, channels, to, ld_);
+    return {to, ld_};
+  }
+  void pass_activation(const T* input, int64_t step, int64_t c0, int64_t channels, T* row) const {
+    for (int64_t w = 0; w < x_.w; ++w)
+      for_each_vector<T>(channels, [&](auto vector, int64_t c) {
+        T* g = row + w * pixel_stride() + c;
+        const Vec<T> x = affine(vector.read(input + w * step + c), prologue_, c0 + c);
+        vector.write(g, activate_backward(vector.read(g), x, prologue_.activation));
+      });
   }
 
   Image x_, input_;
   Stage<T> prologue_;
+  const T* mean_;
   int64_t multiplier_;
   Scratch& scratch_;
-  bool direct_, streamed_;
+  bool direct_, streamed_, input_in_place_;
   int64_t ld_;
   size_t slot_ = 0, input_slot_ = 0;
+  std::optional<GradientSums<Activation::kNone, T>> sums_;
 };
 
 // sums[c] += sum over rows of x[row * ld + c]; the rows are summed in a register first.
@@ -157,7 +179,9 @@ class InputPass {
         plan_(plan_input_gradient(gy().n, gy().h, gy().w, depth_, threads, tile_shape<T>())),
         sums_ld_(round_up(depth_, Vec<T>::kLanes)),
         product_(b.forward, depth_, plan_.few_pixels, call),
-        sums_slot_(call.add<T>(plan_.image_groups * sums_rows() * sums_ld_)) {
+        sums_slot_(call.add<T>(plan_.image_groups * sums_rows() * sums_ld_)),
+        gradient_sums_slot_(
+            call.add<double>(b.gradient_sums == nullptr ? 0 : plan_.image_groups * 2 * p().input.c)) {
     // A block holds whole groups of repeated channels and whole weight panels.
     plan_.channel_block =
         round_up(plan_.channel_block, std::lcm(p().depth_multiplier, int64_t{kTileColumns<T>}));
@@ -167,6 +191,7 @@ class InputPass {
     depthwise_.prepare(call);
     prologue_ = prologue_vectors_.prepare(call);
     sums_ = call.get<T>(sums_slot_);
+    gradient_sums_ = call.get<double>(gradient_sums_slot_);
     vertical_ = depthwise_.plan.vertical;
     horizontal_ = axis_of(p().window, 1, p().input.w, gy().w);
     backward_ = {Direction::kBackward, vertical_, segments_of(horizontal_, Direction::kBackward)};
@@ -177,6 +202,12 @@ class InputPass {
 
   // Groups in order, on one thread: taps x channels values.
   void merge() const {
+    const int64_t values = 2 * p().input.c;
+    for (int64_t i = 0; b_.gradient_sums != nullptr && i < values; ++i) {
+      double sum = 0;
+      for (int64_t group = 0; group < plan_.image_groups; ++group) sum += gradient_sums_[group * values + i];
+      b_.gradient_sums[i] = sum;
+    }
     for (int64_t group = 1; group < plan_.image_groups; ++group)
       for (int64_t i = 0; i < sums_rows() * sums_ld_; i += Vec<T>::kLanes)
         store(sums_ + i, add(load(sums_ + i), load(sums_ + group * sums_rows() * sums_ld_ + i)));
@@ -217,9 +248,10 @@ class InputPass {
   InputGradientPlan plan_;
   int64_t sums_ld_;
   Product product_;
-  size_t sums_slot_;
+  size_t sums_slot_, gradient_sums_slot_;
   Stage<T> prologue_;
   T* sums_ = nullptr;
+  double* gradient_sums_ = nullptr;
   Axis vertical_{}, horizontal_{};
   DepthwisePlan backward_{};
 };
@@ -255,6 +287,7 @@ class InputPass<S, Products>::Task {
       const int64_t n0 = batch * group / plan.image_groups, n1 = batch * (group + 1) / plan.image_groups;
       next_ = n0 * p_.input.h;
       rows_.select(c0_, channels_);
+      result_.start_sums(pass_.gradient_sums_ + group * 2 * p_.input.c, c0_, channels_);
       ring_.start(c0_, n0 * height);
       for (int64_t first = n0 * height, t = 0; first < n1 * height; first += plan.tile_rows, ++t)
         tile(t, first, std::min(first + plan.tile_rows, n1 * height));
