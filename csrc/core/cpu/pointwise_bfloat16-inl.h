@@ -80,9 +80,9 @@ inline void transpose_pairs(const BFloat16* values, int64_t ld, int64_t depth, i
 
 // to[r][c] = sum over k of panel[r][k] * weights[k][c], or added to what is there, for one packed panel of
 // weights and any number of rows. Whole vectors of columns are written.
-inline void multiply_pairs(const BFloat16* panel, int64_t panel_ld, int64_t rows, const BFloat16* weights,
-                           int64_t depth, int64_t columns, float* to, int64_t ld, bool accumulate,
-                           Ahead& ahead, int64_t ahead_lines) {
+inline void multiply_pairs(const DotRegisters& registers, const BFloat16* panel, int64_t panel_ld,
+                           int64_t rows, const BFloat16* weights, int64_t depth, int64_t columns, float* to,
+                           int64_t ld, bool accumulate, Ahead& ahead, int64_t ahead_lines) {
   constexpr int kLanes = Vec<float>::kLanes;
   alignas(kScratchAlignment) float sums[kPairSums];
   for (int64_t row = 0; row < rows; row += kPairRows) {
@@ -91,7 +91,8 @@ inline void multiply_pairs(const BFloat16* panel, int64_t panel_ld, int64_t rows
       __builtin_prefetch(ahead.at(), 0, 2);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = 0; c < columns; c += kLanes) __builtin_prefetch(to + (row + r) * ld + c, 1);
-    multiply_block(panel + row * panel_ld, panel_ld, count, weights, depth, columns, sums, nullptr);
+    multiply_block(registers, panel + row * panel_ld, panel_ld, count, weights, depth, columns, sums,
+                   nullptr);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = 0; c < columns; c += kLanes) {
         float* at = to + (row + r) * ld + c;

@@ -91,8 +91,8 @@ class PairGradientProduct {
           weights = packed;
         }
         for (int64_t c = 0; c < channels; c += kPairColumns)
-          multiply_pairs(panel + k, panel_ld, pixels, weights + c / kPairColumns * panel_size, slice,
-                         std::min(kPairColumns, channels - c), to + c, ld, k > 0, ahead, lines);
+          multiply_pairs(registers_, panel + k, panel_ld, pixels, weights + c / kPairColumns * panel_size,
+                         slice, std::min(kPairColumns, channels - c), to + c, ld, k > 0, ahead, lines);
       }
     }
     // What multiply() will read of these pixels.
@@ -117,6 +117,7 @@ class PairGradientProduct {
       return panel;
     }
 
+    const DotRegisters registers_;
     const PairGradientProduct& product_;
     PairGradientRows rows_;
     int64_t slice_;
@@ -148,6 +149,7 @@ class PairFactors {
             round_up(at_once(), std::max<int64_t>(kPairRowsRead, Vec<float>::kLanes)) * ld_)),
         right_slot_(scratch.add<BFloat16>(divide_up(depth, kPairColumns) * pair_panel_size(chunk))) {}
 
+  const DotRegisters& registers() const { return registers_; }
   int64_t at_once() const { return std::min(kRows, channels_); }
   int64_t ld() const { return ld_; }
   const BFloat16* left(int64_t first, int64_t count, int64_t column, int64_t columns) {
@@ -163,6 +165,7 @@ class PairFactors {
   Ahead ahead(int64_t first, int64_t count) const { return rows_.ahead(first, count); }
 
  private:
+  const DotRegisters registers_;
   int64_t channels_, ld_;
   PairGradientRows rows_;
   Scratch& scratch_;
@@ -202,10 +205,10 @@ class PairWeightProduct {
         const BFloat16* of_panel = right + c / kPairColumns * panel;
         const int64_t of_columns = std::min(kPairColumns, columns - c);
         if (at_once_) {
-          round(left, factors.ld(), rows, of_panel, count,
+          round(factors.registers(), left, factors.ld(), rows, of_panel, count,
                 {result_ + row * right_columns_ + column + c, right_columns_, of_columns});
         } else {
-          multiply_pairs(left, factors.ld(), rows, of_panel, count, of_columns,
+          multiply_pairs(factors.registers(), left, factors.ld(), rows, of_panel, count, of_columns,
                          sums_.of(split, row) + column + c, sums_.ld(), accumulate, ahead, lines);
         }
       }
@@ -216,8 +219,8 @@ class PairWeightProduct {
   }
 
  private:
-  static void round(const BFloat16* left, int64_t ld, int64_t rows, const BFloat16* right, int64_t depth,
-                    PairOutput<BFloat16> out) {
+  static void round(const DotRegisters& registers, const BFloat16* left, int64_t ld, int64_t rows,
+                    const BFloat16* right, int64_t depth, PairOutput<BFloat16> out) {
     alignas(kScratchAlignment) float sums[kPairSums];
     const bool whole = out.columns == kPairColumns || out.columns == Vec<float>::kLanes;
     for (int64_t row = 0; row < rows; row += kPairRows, out.data += kPairRows * out.ld) {
@@ -227,7 +230,8 @@ class PairWeightProduct {
         rounded[r] = out.data + r * out.ld;
         __builtin_prefetch(rounded[r], 1);
       }
-      multiply_block(left + row * ld, ld, count, right, depth, out.columns, sums, whole ? rounded : nullptr);
+      multiply_block(registers, left + row * ld, ld, count, right, depth, out.columns, sums,
+                     whole ? rounded : nullptr);
       if (!whole) finish_pairs(sums, count, out);
     }
   }

@@ -171,7 +171,7 @@ inline void separable_conv2d_pairs(const SeparableConv2dParams& p, const Paralle
             __builtin_prefetch(next_rows.at(), 0, 2);
           BFloat16* rounded[kPairRows];
           if (only_rounds) output.places(tile, row, count, column, rounded);
-          multiply_block(panel + row * ld, ld, count, of_panel, depth, p.output.c - column, sums,
+          multiply_block(registers, panel + row * ld, ld, count, of_panel, depth, p.output.c - column, sums,
                          only_rounds ? rounded : nullptr);
           if (!only_rounds) output.write(tile, row, count, column, sums);
         }

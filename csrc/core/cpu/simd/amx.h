@@ -53,8 +53,9 @@ inline void multiply_tiles(const BFloat16* panel, int64_t ld, const BFloat16* we
 
 // sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and at least `columns` columns;
 // where `rounded` is not null, rounded[r][c] too, of one vector of columns or of all.
-inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, const BFloat16* weights,
-                           int64_t depth, int64_t columns, float* sums, BFloat16* const* rounded) {
+inline void multiply_block(const DotRegisters& /* are set up */, const BFloat16* panel, int64_t ld,
+                           int64_t rows, const BFloat16* weights, int64_t depth, int64_t columns, float* sums,
+                           BFloat16* const* rounded) {
   if (rows > 16) {
     columns > 16 ? multiply_tiles<2, 2>(panel, ld, weights, depth, sums)
                  : multiply_tiles<2, 1>(panel, ld, weights, depth, sums);

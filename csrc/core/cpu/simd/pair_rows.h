@@ -13,8 +13,9 @@ constexpr auto row_kernels(std::integer_sequence<int, kRows...>) {
 
 // sums[r][c] = sum over k of panel[r][k] * weights[k][c], for `rows` rows and at least `columns` columns;
 // where `rounded` is not null, rounded[r][c] in their stead, of one vector of columns or of all.
-inline void multiply_block(const BFloat16* panel, int64_t ld, int64_t rows, const BFloat16* weights,
-                           int64_t depth, int64_t columns, float* sums, BFloat16* const* rounded) {
+inline void multiply_block(const DotRegisters& /* none */, const BFloat16* panel, int64_t ld, int64_t rows,
+                           const BFloat16* weights, int64_t depth, int64_t columns, float* sums,
+                           BFloat16* const* rounded) {
   constexpr auto kEveryRow = std::make_integer_sequence<int, kPairRows>{};
   static constexpr auto kHalf = row_kernels<1>(kEveryRow), kWhole = row_kernels<2>(kEveryRow);
   const auto& kernels = columns > Vec<float>::kLanes ? kWhole : kHalf;
