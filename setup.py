@@ -35,6 +35,7 @@ TORCH_SOURCES = [
 ]
 CUDA_SOURCES = [
     "core/cuda/launch.cu",
+    "core/cuda/batch_norm.cu",
     "core/cuda/depthwise.cu",
     "core/cuda/separable_conv2d.cu",
     "core/cuda/row_average.cu",
@@ -42,6 +43,7 @@ CUDA_SOURCES = [
     "torch/separable_conv2d_cuda.cpp",
     "torch/row_average_cuda.cpp",
     "torch/row_average_conv2d_cuda.cpp",
+    "torch/conv_chain_cuda.cpp",
 ]
 # The first GPU of each family that has tensor cores for bfloat16: its binaries serve the later ones.
 ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")

@@ -17,9 +17,12 @@ from sepconv._types import Pair
 __all__ = ["ChainUnit", "conv_chain"]
 
 if _loader.load().loaded:
-    from sepconv.ops import DTYPES
+    from sepconv.ops import serves
 else:
-    DTYPES = frozenset()
+
+    def serves(input: Tensor) -> bool:
+        return False
+
 
 # Those whose derivative is a mask, in the order of the numbers that the operator knows them by.
 ACTIVATIONS = tuple(reference.ACTIVATIONS)[:3]
@@ -150,8 +153,8 @@ def has_kernel(input: Tensor) -> bool:
     """
     return (
         type(input) is Tensor
-        and input.device.type == "cpu"
-        and input.dtype in DTYPES
+        and not input.is_meta
+        and serves(input)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0

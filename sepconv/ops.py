@@ -60,15 +60,20 @@ def _is_served(gpu: int) -> bool:
     return _capability(gpu) >= _LEAST_CAPABILITY
 
 
+def serves(input: Tensor) -> bool:
+    """Whether there are kernels for tensors of this dtype on this device."""
+    if input.dtype not in DTYPES or input.device.type not in DEVICES:
+        return False
+    return input.device.type != "cuda" or _is_served(input.get_device())
+
+
 def has_kernel(input: Tensor) -> bool:
     """Whether the operators serve this tensor here and now; the reference serves everything else.
 
     Autograd registered from Python drops forward-mode tangents without a word and refuses torch.func's
     gradient transforms; vmap alone is served.
     """
-    if input.dtype not in DTYPES or input.device.type not in DEVICES:
-        return False
-    if input.device.type == "cuda" and not _is_served(input.get_device()):
+    if not serves(input):
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False

@@ -80,7 +80,12 @@ def _run(layers: list[nn.Module], start: int, input: Tensor) -> tuple[list[Chain
     while True:
         activation, at = _activation(layers, position, first=not units)
         unit = _unit(
-            layers, at, activation, dtype, alone=not units and activation is None and input.dtype == dtype
+            layers,
+            at,
+            activation,
+            input,
+            dtype,
+            alone=not units and activation is None and input.dtype == dtype,
         )
         if unit is not None:
             size = _output_size(size, unit)
@@ -104,9 +109,17 @@ def _activation(layers: list[nn.Module], position: int, first: bool) -> tuple[st
 
 
 def _unit(
-    layers: list[nn.Module], position: int, activation: str | None, dtype: torch.dtype, alone: bool
+    layers: list[nn.Module],
+    position: int,
+    activation: str | None,
+    input: Tensor,
+    dtype: torch.dtype,
+    alone: bool,
 ) -> ChainUnit | None:
-    """Convolution and batch norm at `position`, or batch norm `alone`; None if they are not there."""
+    """Convolution and batch norm at `position`, or batch norm `alone`; None if they are not there.
+
+    `dtype` is what the run computes in, on the device of its `input`.
+    """
     if position >= len(layers):
         return None
     layer = layers[position]
@@ -126,7 +139,8 @@ def _unit(
         return None
     convolutions = [conv for conv in (depthwise, pointwise) if conv is not None]
     norm = layers[position + 1] if convolutions and position + 1 < len(layers) else layer
-    if not _trains_with_batch_statistics(norm, torch.float64 if dtype == torch.float64 else torch.float32):
+    compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    if not _trains_with_batch_statistics(norm, compute_dtype, input.device):
         return None
     window = (1, 0, 1)
     if convolutions:
@@ -139,7 +153,7 @@ def _unit(
             return None
         if depthwise is None and pointwise.padding != (0, 0):
             return None
-        if not _fits_all(convolutions, dtype):
+        if not _fits_all(convolutions, dtype, input.device):
             return None
     return ChainUnit(
         norm.weight,
@@ -156,9 +170,9 @@ def _unit(
     )
 
 
-def _fits_all(convolutions: list[nn.Conv2d], dtype: torch.dtype) -> bool:
+def _fits_all(convolutions: list[nn.Conv2d], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the operator takes the weights: what autocast would cast, or what has the dtype already."""
-    autocast = torch.is_autocast_enabled("cpu")
+    autocast = torch.is_autocast_enabled(device.type)
     return all(
         _is_plain_tensor(weight) and (weight.dtype == dtype or (autocast and weight.dtype != torch.float64))
         for weight in (conv.weight for conv in convolutions)
@@ -170,7 +184,7 @@ def _is_plain_tensor(tensor: Tensor | None) -> bool:
     return type(tensor) in (nn.Parameter, Tensor)
 
 
-def _trains_with_batch_statistics(layer: nn.Module, dtype: torch.dtype) -> bool:
+def _trains_with_batch_statistics(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
     if not (
         is_plain(layer, nn.BatchNorm2d)
         and layer.training
@@ -182,9 +196,15 @@ def _trains_with_batch_statistics(layer: nn.Module, dtype: torch.dtype) -> bool:
         return False
     batches = layer.num_batches_tracked
     return all(
-        _is_plain_tensor(vector) and vector.dtype == dtype and vector.is_cpu and vector.is_contiguous()
+        _is_plain_tensor(vector)
+        and vector.dtype == dtype
+        and vector.device == device
+        and vector.is_contiguous()
         for vector in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
-    ) and (batches is None or (_is_plain_tensor(batches) and batches.dtype == torch.int64 and batches.is_cpu))
+    ) and (
+        batches is None
+        or (_is_plain_tensor(batches) and batches.dtype == torch.int64 and batches.device == device)
+    )
 
 
 def _output_size(size: torch.Size, unit: ChainUnit) -> tuple[int, int, int, int]:

@@ -91,6 +91,36 @@ CHAINS: dict[str, Layers] = {
         nn.BatchNorm2d(24),
         nn.ReLU6(),
     ],
+    # Channels that vectors hold, in every place where a batch norm is applied on load.
+    "short_vectors": lambda: [
+        _pointwise(6, 8),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        _separable(8, 16),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+        _separable(16, 16, stride=2),
+        nn.BatchNorm2d(16),
+    ],
+    "vectors": lambda: [
+        _pointwise(6, 8),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        _separable(8, 16),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+        _separable(16, 16, stride=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        _depthwise(16, 5),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+        _depthwise(16),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        _pointwise(16, 8, stride=2),
+        nn.BatchNorm2d(8),
+    ],
 }
 every_chain = pytest.mark.parametrize("name", CHAINS)
 MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
@@ -300,15 +330,16 @@ def test_without_gradients_running_statistics_move():
     torch.testing.assert_close(fused.state_dict(), stock.state_dict())
 
 
-def test_autocast_runs_in_bfloat16(chains):
-    fused, stock = _twins("three", torch.float32)
+@pytest.mark.parametrize(("name", "units"), [("three", 3), ("short_vectors", 3)])
+def test_autocast_runs_in_bfloat16(name, units, chains):
+    fused, stock = _twins(name, torch.float32)
     exact = copy.deepcopy(stock).double()
     x = _images(torch.float32, batch=64).contiguous(memory_format=torch.channels_last)
     grad = _grad_like(stock, x)
     with torch.autocast("cpu", torch.bfloat16):
         actual, plain = _gradients(fused, x, grad.bfloat16()), _gradients(stock, x, grad.bfloat16())
     expected = _gradients(exact, x.double(), grad.bfloat16().double())
-    assert chains == [3]
+    assert chains == [units]
     assert actual[0].dtype == torch.bfloat16 and actual[2].dtype == torch.float32
     for a, p, e in zip(actual, plain, expected, strict=True):
         assert (a - e).norm() <= 2 * (p - e).norm() + 5e-3 * e.norm()  # a channel here or there flips a kink

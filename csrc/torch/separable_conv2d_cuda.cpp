@@ -11,6 +11,7 @@
 #include "torch/checks.h"
 #include "torch/cuda.h"
 #include "torch/library.h"
+#include "torch/pointwise_cuda.h"
 #include "torch/separable_conv2d.h"
 #include "torch/tensors.h"
 
@@ -47,80 +48,26 @@ Tensor middle_of(const Checks& checks, const SeparableConv2dCall& call, const Te
   return middle;
 }
 
-// Into a tensor of our own: the library chooses the strides of degenerate sizes its own way.
-void move_into(const Tensor& to, const Tensor& from) {
-  Tensor target = to;
-  torch::stable::copy_(target, from);
-}
-
-// `image` itself where it is dense NHWC, else a copy that is.
-Tensor channels_last(const Checks& checks, const char* name, const Tensor& image) {
-  const Sizes sizes = sizes_of(image), strides = dense_strides(sizes, true);
-  if (std::ranges::equal(image.strides(), strides)) return image;
-  const Tensor copy = allocate(checks, name, sizes, strides, image);
-  move_into(copy, image);
-  return copy;
-}
-
-// A dense NHWC image as a matrix of pixels by channels, without a copy.
-Tensor pixels_of(const Tensor& image) {
-  const auto [n, c, h, w] = sizes_of(image);
-  const std::array<int64_t, 4> axes{0, 2, 3, 1};
-  const std::array<int64_t, 2> sizes{n * h * w, c};
-  return torch::stable::reshape(torch::stable::permute(image, axes), sizes);
-}
-
-// A matrix of pixels by channels as the NHWC image it is, without a copy.
-Tensor image_of(const Tensor& pixels, const Sizes& sizes) {
-  const auto [n, c, h, w] = sizes;
-  const std::array<int64_t, 4> shape{n, h, w, c}, axes{0, 3, 1, 2};
-  return torch::stable::permute(torch::stable::reshape(pixels, shape), axes);
-}
-
-Tensor matrix_of(const Tensor& pointwise_weight) {
-  const std::array<int64_t, 2> sizes{pointwise_weight.size(0), pointwise_weight.size(1)};
-  return torch::stable::reshape(pointwise_weight, sizes);
-}
-
 // The pointwise convolution. Of NHWC images in half precision it is a matrix product where there is a bias,
 // which makes a stock layer take up to 2.4 times as long on an H100 (docs/gpu.md).
 Tensor pointwise(const SeparableConv2dCall& call, const Tensor& middle, const std::optional<Tensor>& bias) {
   const bool half = call.params.dtype == DType::kFloat16 || call.params.dtype == DType::kBFloat16;
   if (!half || !bias || !is_channels_last(middle))
     return library::convolution(middle, call.pointwise_weight, bias);
-  return image_of(library::linear(pixels_of(middle), matrix_of(call.pointwise_weight), bias), call.output);
+  return linear_of(middle, call.pointwise_weight, bias);
 }
 
-// Back through the pointwise convolution. Matrix products of NHWC images are deterministic, and NCHW images
-// of half precision would be transposed by the library as well; but only a convolution of torch's own knows
-// whether float32 may be computed in TF32 (torch.backends.cudnn.allow_tf32), so those are as deterministic as
-// torch.backends.cudnn.deterministic makes them. Returns the gradient of the depthwise result, if it is
-// wanted.
+// Back through the pointwise convolution; returns the gradient of the depthwise result, if it is wanted.
 Tensor backward_of_pointwise(const Checks& checks, const SeparableConv2dCall& call, const Tensor& grad_output,
-                             const Tensor& input, bool of_middle, const Tensor* grad_weight,
+                             const Tensor& input, bool of_middle, const Tensor& grad_weight,
                              cuda::Stream stream) {
-  const DType dtype = call.params.dtype;
-  if (dtype == DType::kFloat32) {
-    // The gradient of the middle does not read the middle's values.
-    const Tensor middle = grad_weight
-                              ? middle_of(checks, call, input, is_channels_last(input), stream)
-                              : empty_image(checks, "the depthwise result", sizes_of_middle(call), input);
-    const auto [of_input, of_weight] = library::convolution_backward(
-        grad_output, middle, call.pointwise_weight, of_middle, grad_weight != nullptr);
-    if (grad_weight) move_into(*grad_weight, of_weight);
-    return of_input;
+  Tensor middle;
+  if (grad_weight.defined()) {
+    const bool as_input = call.params.dtype == DType::kFloat32;  // others are matrix products
+    middle = middle_of(checks, call, input, as_input ? is_channels_last(input) : true, stream);
   }
-  const Tensor grad_pixels = pixels_of(channels_last(checks, "grad_output", grad_output));
-  if (grad_weight) {
-    const Tensor middle = middle_of(checks, call, input, true, stream);
-    const Tensor left = torch::stable::transpose(grad_pixels, 0, 1), right = pixels_of(middle);
-    const Tensor product =
-        dtype == DType::kFloat64 ? torch::stable::matmul(left, right) : product_in_float(left, right);
-    move_into(*grad_weight, torch::stable::reshape(product, grad_weight->sizes()));
-  }
-  if (!of_middle) return Tensor();
-  const Tensor product = torch::stable::matmul(grad_pixels, matrix_of(call.pointwise_weight));
-  return image_of(product, sizes_of_middle(call));
+  return backward_of_pointwise(checks, call.params.dtype, grad_output, middle, sizes_of_middle(call),
+                               call.pointwise_weight, of_middle, grad_weight);
 }
 
 Tensor forward(const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
@@ -171,9 +118,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
   const bool of_middle = output_mask[0] || output_mask[1] || output_mask[3];
   Tensor grad_middle;
   if (of_middle || output_mask[2])
-    grad_middle =
-        backward_of_pointwise(checks, call, grad_output, input, of_middle,
-                              output_mask[2] ? &call.grads.pointwise_weight : nullptr, device.stream);
+    grad_middle = backward_of_pointwise(checks, call, grad_output, input, of_middle,
+                                        call.grads.pointwise_weight, device.stream);
   if (of_middle) {
     cuda::DepthwiseParams params = depthwise_params(call);
     params.output = read_from(grad_middle);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "block.h"
 #include "core/dtypes.h"
@@ -32,7 +33,6 @@
 #define __constant__
 #define __shared__ static_assert(false, "shared memory is dynamic: SEPCONV_SHARED(type, name)");
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
@@ -124,6 +124,9 @@ inline float as_float(uint32_t bits) {
   return std::bit_cast<float>(bits);
 }
 inline void keep(float&) {}
+inline double square_root(double x) {
+  return std::sqrt(x);
+}
 template <class T>
 T shuffle_down(T value, int lanes, Position where = Position::current()) {
   const int from = cuda_host::here.lane + lanes;

@@ -35,6 +35,8 @@ SPECIAL = {
 }
 # Comparisons that an unordered operand fails; those with a u (neu, ltu) it would pass, and they are not here.
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+# Of floats, which NaN passes: the opposite ones that it fails.
+UNORDERED = {"neu": "==", "ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<"}
 SPACES = ("param", "shared", "global")
 
 
@@ -262,6 +264,16 @@ def _div(i: Instruction) -> str:
     return i.result(f"divide({i.value(1)}, {i.value(2)})")
 
 
+def _sqrt(i: Instruction) -> str:
+    i.require("rn")
+    return i.result(f"std::sqrt({i.value(1)})")
+
+
+def _rcp(i: Instruction) -> str:
+    i.require("rn")
+    return i.result(f"1 / {i.value(1)}")
+
+
 def _extremum(i: Instruction) -> str:
     i.require()
     if i.floats:
@@ -294,6 +306,8 @@ def _selp(i: Instruction) -> str:
 
 
 def _setp(i: Instruction) -> str:
+    if len(i.opcode) == 3 and len(i.operands) == 3 and i.floats and i.opcode[1] in UNORDERED:
+        return i.result(f"!({i.value(1)} {UNORDERED[i.opcode[1]]} {i.value(2)})", "pred")
     if len(i.opcode) != 3 or len(i.operands) != 3 or i.opcode[1] not in COMPARISONS:
         raise UnknownError("a comparison of this kind")
     if i.floats and i.opcode[1] == "ne":
@@ -315,7 +329,7 @@ def _cvt(i: Instruction) -> str:
         return i.result(f"widen({kind}{{{i.value(1, 'b16')}}})", "f32")
     if to[0] in "us" and source[0] in "us":
         return i.result(f"{TYPES[to]}({i.value(1, source)})", to)
-    if (source[0] in "us" and to in ("f32", "f64")) or (to, source) == ("f64", "f32"):
+    if (source[0] in "us" and to in ("f32", "f64")) or (to, source) in (("f64", "f32"), ("f32", "f64")):
         return i.result(f"{TYPES[to]}({i.value(1, source)})", to)
     raise UnknownError("a conversion of this kind")
 
@@ -392,6 +406,8 @@ TRANSLATE: dict[str, Callable[[Instruction], str]] = {
     "sub": _sum("-"),
     **dict.fromkeys(("mul", "mad", "fma"), _product),
     "div": _div,
+    "sqrt": _sqrt,
+    "rcp": _rcp,
     **dict.fromkeys(("min", "max"), _extremum),
     "neg": _neg,
     "and": _logic("&"),

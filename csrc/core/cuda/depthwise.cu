@@ -8,6 +8,7 @@
 #include "core/cuda/depthwise_backward.cuh"
 #include "core/cuda/depthwise_rows.cuh"
 #include "core/cuda/launch.cuh"
+#include "core/cuda/prologue.h"
 
 namespace sepconv::cuda {
 namespace {
@@ -110,6 +111,7 @@ void launch_rows(const Kernel& kernel, const DepthwiseParams& p, const Image& fr
   a.in = strides_of(from);
   a.out = strides_of(to);
   a.geometry = geometry_of(p.window, p.input, p.output);
+  a.prologue = prologue_arguments<Compute<T>>(p.prologue);
   a.channels = as_int(to.c);
   a.flipped = flipped;
   const int64_t size = p.window.kernel[0];  // 3: its weights go to registers
@@ -144,8 +146,13 @@ bool with_rows_kernel(int64_t size, int64_t step, const Body& body) {
 template <class T>
 bool depthwise_by_rows(const DepthwiseParams& p, bool flipped, Stream stream) {
   return with_rows_kernel(size_for_rows(p), p.window.stride[0], [&](auto size, auto step) {
-    launch_rows<T>(depthwise_rows_kernel<T, size(), step()>, p, p.input, p.output, p.output.h, p.output.w,
-                   kRowsRun<size()>, flipped, stream);
+    const auto launch = [&](const auto& kernel) {
+      launch_rows<T>(kernel, p, p.input, p.output, p.output.h, p.output.w, kRowsRun<size()>, flipped, stream);
+    };
+    if constexpr (size() == 3) {
+      if (!is_identity(p.prologue)) return launch(depthwise_rows_kernel<T, 3, step(), true>);
+    }
+    launch(depthwise_rows_kernel<T, size(), step(), false>);
   });
 }
 
@@ -242,6 +249,7 @@ void input_gradient_of(const DepthwiseParams& p, Stream stream) {
     DepthwiseParams flipped = p;
     std::swap(flipped.input, flipped.output);
     flipped.bias = nullptr;
+    flipped.prologue = {};
     for (int axis = 0; axis < 2; ++axis)
       flipped.window.padding[axis] = w.dilation[axis] * (w.kernel[axis] - 1) - w.padding[axis];
     return depthwise_of<T>(flipped, true, stream);
@@ -303,7 +311,7 @@ WeightGradientPlan weight_gradient_plan(const DepthwiseParams& p) {
   return plan;
 }
 
-template <class T, int kStep>
+template <class T, int kStep, bool kPrologue>
 void launch_rows_weight_gradient(const WeightGradientPlan& plan, const DepthwiseParams& p,
                                  Compute<T>* partial, Stream stream) {
   RowsWeightGradientArguments<T> a{};
@@ -314,11 +322,12 @@ void launch_rows_weight_gradient(const WeightGradientPlan& plan, const Depthwise
   a.in = strides_of(p.input);
   a.geometry = geometry_of(p.window, p.input, p.output);
   a.bands = bands_of(p, p.output.n, p.output.h, p.output.w, kRowsRun<3>);
+  a.prologue = prologue_arguments<Compute<T>>(p.prologue);
   a.channels = as_int(p.output.c);
   a.items_of_split = static_cast<unsigned>(plan.items_of_split);
   const dim3 grid(static_cast<unsigned>(plan.channel_blocks), static_cast<unsigned>(plan.splits));
   const dim3 block(plan.x, kRowsThreads / plan.x);
-  SEPCONV_LAUNCH((depthwise_rows_weight_gradient_kernel<T, 3, kStep>), grid, block,
+  SEPCONV_LAUNCH((depthwise_rows_weight_gradient_kernel<T, 3, kStep, kPrologue>), grid, block,
                  kRowsThreads * kRowsLanes * 9 * sizeof(Compute<T>), static_cast<cudaStream_t>(stream), a);
   check_launch("depthwise_rows_weight_gradient");
 }
@@ -370,8 +379,12 @@ void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* works
   };
   if constexpr (!std::is_same_v<T, double>) {
     if (plan.by_rows) {
-      p.window.stride[0] == 1 ? launch_rows_weight_gradient<T, 1>(plan, p, partial, stream)
-                              : launch_rows_weight_gradient<T, 2>(plan, p, partial, stream);
+      const auto launch = [&]<int kStep>(std::integral_constant<int, kStep>) {
+        is_identity(p.prologue) ? launch_rows_weight_gradient<T, kStep, false>(plan, p, partial, stream)
+                                : launch_rows_weight_gradient<T, kStep, true>(plan, p, partial, stream);
+      };
+      p.window.stride[0] == 1 ? launch(std::integral_constant<int, 1>{})
+                              : launch(std::integral_constant<int, 2>{});
       return add();
     }
   }
@@ -398,6 +411,12 @@ void weight_gradient_of(const DepthwiseParams& p, void* grad_weight, void* works
   else
     launch_weight_gradient<T, 1, 1, 1>(plan, a, stream);
   add();
+}
+
+void check_prologue(const DepthwiseParams& p) {
+  if (!is_identity(p.prologue) && !loads_prologue(p))
+    throw std::runtime_error(
+        "sepconv: no CUDA kernel applies a prologue on load in this depthwise convolution");
 }
 
 }  // namespace
@@ -448,7 +467,12 @@ std::string describe_depthwise(const DepthwiseParams& p) {
   return text.str();
 }
 
+bool loads_prologue(const DepthwiseParams& params) {
+  return size_for_rows(params) == 3;
+}
+
 void depthwise(const DepthwiseParams& params, Stream stream) {
+  check_prologue(params);
   with_type(params.dtype, [&](auto t) { depthwise_of<decltype(t)>(params, false, stream); });
 }
 
@@ -464,6 +488,7 @@ int64_t workspace_of_depthwise_weight_gradient(const DepthwiseParams& params) {
 
 void depthwise_weight_gradient(const DepthwiseParams& params, void* grad_weight, void* workspace,
                                Stream stream) {
+  check_prologue(params);
   with_type(params.dtype,
             [&](auto t) { weight_gradient_of<decltype(t)>(params, grad_weight, workspace, stream); });
 }

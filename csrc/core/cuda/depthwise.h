@@ -14,9 +14,16 @@ struct DepthwiseParams {
   int64_t multiplier = 1;        // output channels of one input channel
   const void* weight = nullptr;  // (channels * multiplier, 1, kh, kw), contiguous
   const void* bias = nullptr;    // of the forward, or null
-  Image input;                   // or grad_input
-  Image output;                  // or grad_output
+  // On load of the input, by the forward and the weight gradient; vectors of the compute type. Only where
+  // loads_prologue says so may it be more than the identity.
+  ChannelStage prologue;
+  Image input;   // or grad_input
+  Image output;  // or grad_output
 };
+
+// Whether there are kernels for this call that apply a prologue on load: those for 3x3 windows of NHWC
+// images.
+bool loads_prologue(const DepthwiseParams& params);
 
 void depthwise(const DepthwiseParams& params, Stream stream);
 

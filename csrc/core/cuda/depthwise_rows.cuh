@@ -3,6 +3,7 @@
 // added to all results that it is part of; their sums are in registers.
 #pragma once
 #include "core/cuda/depthwise.cuh"
+#include "core/cuda/prologue.cuh"
 
 namespace sepconv::cuda {
 
@@ -165,12 +166,20 @@ struct RowsSum {
   }
 };
 
+// What a row's columns become on load. Those that do not exist are never added: whatever they become.
+template <class C, int kReads, class Prologue>
+__device__ __forceinline__ void apply(const Prologue& prologue, C (&in)[kReads][kRowsLanes]) {
+#pragma unroll
+  for (int r = 0; r < kReads; ++r) prologue.apply(in[r]);
+}
+
 // Calls store(sums) for `rows` rows of the result from (y, x) on, one after the other; `image` points at the
 // vector's first channel.
-template <class T, int kRun, int kSize, int kStep, class Weights, class Store>
+template <class T, int kRun, int kSize, int kStep, class Weights, class Prologue, class Store>
 __device__ __forceinline__ void depthwise_rows(const Geometry& g, const T* image, const Strides& s,
                                                const Weights& weights, const Compute<T> (&bias)[kRowsLanes],
-                                               int y, int x, int rows, const Store& store) {
+                                               const Prologue& prologue, int y, int x, int rows,
+                                               const Store& store) {
   using Sum = RowsSum<T, kRun, kSize, kStep>;
   constexpr bool kAhead = kReadsAhead<T>;
   const int first_row = y * kStep - g.padding[0], first = x * kStep - g.padding[1];
@@ -199,6 +208,7 @@ __device__ __forceinline__ void depthwise_rows(const Geometry& g, const T* image
       const bool exists = next_exists;
       if (kAhead) read(t + 1);
       if (exists) {
+        apply(prologue, in);
         if (inside)
           sum.template add<true>(in, place, weights, first, g.width);
         else
@@ -220,11 +230,12 @@ struct DepthwiseRowsArguments {
   Strides in, out;
   Geometry geometry;
   Bands bands;
+  PrologueArguments<Compute<T>> prologue;
   int channels, first_channel;
   bool flipped;  // the kernel is read from its end
 };
 
-template <class T, int kSize, int kStep>
+template <class T, int kSize, int kStep, bool kPrologue>
 __global__ void __launch_bounds__(kRowsThreads, kSize == 7 ? 2 : 3)
     depthwise_rows_kernel(const DepthwiseRowsArguments<T> a) {
   constexpr int kRun = kRowsRun<kSize>;
@@ -235,6 +246,7 @@ __global__ void __launch_bounds__(kRowsThreads, kSize == 7 ? 2 : 3)
   if (channel >= a.channels || item >= a.bands.items) return;
   Compute<T> bias[kRowsLanes];
   load_bias(a.bias, channel, bias);
+  const LoadedPrologueIf<T, kRowsLanes, kPrologue> prologue(a.prologue, channel);
 
   const BandPlace at = place_of<kRun>(item, a.bands, a.geometry.out_height);
   const int width = a.geometry.out_width - at.x, step = static_cast<int>(a.out.w);
@@ -246,7 +258,7 @@ __global__ void __launch_bounds__(kRowsThreads, kSize == 7 ? 2 : 3)
     to += a.out.h;
   };
   depthwise_rows<T, kRun, kSize, kStep>(a.geometry, a.input + at.n * a.in.n + channel, a.in, weights, bias,
-                                        at.y, at.x, at.rows, write);
+                                        prologue, at.y, at.x, at.rows, write);
 }
 
 // --- Back to the input at stride 2 ---
@@ -348,13 +360,14 @@ struct RowsWeightGradientArguments {
   Strides grad_out, in;
   Geometry geometry;
   Bands bands;
+  PrologueArguments<Compute<T>> prologue;
   int channels;
   unsigned items_of_split;
 };
 
 // A block sums over the items of one split for blockDim.x vectors of channels; grad_output's rows stay in
 // registers while rows of the input meet them.
-template <class T, int kSize, int kStep>
+template <class T, int kSize, int kStep, bool kPrologue>
 __global__ void __launch_bounds__(kRowsThreads, 3)
     depthwise_rows_weight_gradient_kernel(const RowsWeightGradientArguments<T> a) {
   constexpr int kRun = kRowsRun<kSize>;
@@ -364,6 +377,8 @@ __global__ void __launch_bounds__(kRowsThreads, 3)
   const Geometry& g = a.geometry;
   const int channel = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * kRowsLanes;
 
+  const SharedPrologueIf<T, kRowsLanes, kPrologue> prologue(
+      a.prologue, static_cast<int>(blockIdx.x * blockDim.x) * kRowsLanes, a.channels, shared);
   Compute<T> sum[kTaps][kRowsLanes] = {};
   const unsigned begin = blockIdx.y * a.items_of_split;
   const unsigned end = begin + a.items_of_split < a.bands.items ? begin + a.items_of_split : a.bands.items;
@@ -405,6 +420,7 @@ __global__ void __launch_bounds__(kRowsThreads, 3)
         }
         if (kAhead) read(t + 1);
         if (!exists(t)) continue;
+        apply(prologue, in);
         const auto meet = [&](auto all) {
 #pragma unroll
           for (int ky = 0; ky < kSize; ++ky) {
@@ -431,6 +447,7 @@ __global__ void __launch_bounds__(kRowsThreads, 3)
   }
 
   const int block_channels = blockDim.x * kRowsLanes;
+  if constexpr (kPrologue) device::synchronize();  // its memory is free now
 #pragma unroll
   for (int tap = 0; tap < kTaps; ++tap)
     store<Compute<T>, kRowsLanes>(sum[tap],

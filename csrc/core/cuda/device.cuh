@@ -96,6 +96,9 @@ __device__ __forceinline__ float as_float(uint32_t bits) {
 __device__ __forceinline__ void keep(float& value) {
   asm volatile("" : "+f"(value));
 }
+__device__ __forceinline__ double square_root(double x) {
+  return __dsqrt_rn(x);
+}
 template <class T>
 __device__ __forceinline__ T shuffle_down(T value, int lanes) {
   return __shfl_down_sync(0xffffffffu, value, lanes);

@@ -83,7 +83,7 @@ __device__ __forceinline__ void fill_rows(const FusedArguments<T>& a, const Tile
   Compute<T> bias[kRowsLanes];
   load_bias(a.depthwise_bias, channel, bias);
   depthwise_rows<T, kFusedRun, kSize, kStep>(a.geometry, a.input + tile.n * a.in.n + channel, a.in, weights,
-                                             bias, y, x, rows, write);
+                                             bias, NoPrologue<T, kRowsLanes>(), y, x, rows, write);
 }
 
 // The same for any window: a column group of one row.
