@@ -5,10 +5,19 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
 
 import pytest
 import torch
+from chains import (
+    CHAINS,
+    MEMORY_FORMATS,
+    grad_like,
+    gradients,
+    images,
+    pointwise,
+    separable,
+    twins,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -16,128 +25,7 @@ import sepconv
 from sepconv import FusedSequential, SeparableConv2d, sequential
 from sepconv import chain as chain_module
 
-Layers = Callable[[], list[nn.Module]]
-
-
-def _separable(a: int, b: int, **window) -> SeparableConv2d:
-    return SeparableConv2d(a, b, 3, padding=window.pop("padding", 1), bias=False, **window)
-
-
-def _depthwise(channels: int, kernel: int = 3, **window) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False, **window)
-
-
-def _pointwise(a: int, b: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(a, b, 1, stride=stride, bias=False)
-
-
-CHAINS: dict[str, Layers] = {
-    "xception": lambda: [nn.ReLU(), _separable(6, 19), nn.BatchNorm2d(19)],
-    "no_relu": lambda: [_separable(6, 6), nn.BatchNorm2d(6)],
-    "relu_after": lambda: [_separable(6, 35), nn.BatchNorm2d(35), nn.ReLU(inplace=True)],
-    "three": lambda: [
-        nn.ReLU(),
-        _separable(6, 17),
-        nn.BatchNorm2d(17),
-        nn.ReLU(inplace=True),
-        _separable(17, 9, stride=2),
-        nn.BatchNorm2d(9),
-        nn.ReLU6(),
-        _separable(9, 6, dilation=2, padding=2),
-        nn.BatchNorm2d(6),
-    ],
-    "mobilenet_v1": lambda: [
-        _depthwise(6, stride=2),
-        nn.BatchNorm2d(6),
-        nn.ReLU6(),
-        _pointwise(6, 20),
-        nn.BatchNorm2d(20),
-        nn.ReLU6(),
-    ],
-    "mobilenet_v2": lambda: [
-        _pointwise(6, 36),
-        nn.BatchNorm2d(36),
-        nn.ReLU6(inplace=True),
-        _depthwise(36, 5),
-        nn.BatchNorm2d(36),
-        nn.ReLU6(inplace=True),
-        _pointwise(36, 10),
-        nn.BatchNorm2d(10),
-    ],
-    "projection": lambda: [_pointwise(6, 40, stride=2), nn.BatchNorm2d(40)],
-    "no_activation_between": lambda: [
-        _pointwise(6, 8),
-        nn.BatchNorm2d(8),
-        _depthwise(8, 3),
-        nn.BatchNorm2d(8),
-    ],
-    "multiplier": lambda: [nn.ReLU6(), _separable(6, 5, depth_multiplier=3), nn.BatchNorm2d(5)],
-    "batch_norm": lambda: [nn.BatchNorm2d(6)],
-    "batch_norm_relu": lambda: [nn.BatchNorm2d(6), nn.ReLU()],
-    "batch_norm_first": lambda: [
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        _separable(6, 7),
-        nn.BatchNorm2d(7),
-        nn.ReLU(),
-    ],
-    "one_by_one_map": lambda: [_separable(6, 8, stride=9), nn.BatchNorm2d(8)],
-    # Its last result is smaller than the weights that made it, and kept.
-    "small_maps": lambda: [
-        _separable(6, 21, stride=5),
-        nn.BatchNorm2d(21),
-        nn.ReLU(),
-        _separable(21, 24),
-        nn.BatchNorm2d(24),
-        nn.ReLU6(),
-    ],
-    # Channels that vectors hold, in every place where a batch norm is applied on load.
-    "short_vectors": lambda: [
-        _pointwise(6, 8),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        _separable(8, 16),
-        nn.BatchNorm2d(16),
-        nn.ReLU6(),
-        _separable(16, 16, stride=2),
-        nn.BatchNorm2d(16),
-    ],
-    "vectors": lambda: [
-        _pointwise(6, 8),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        _separable(8, 16),
-        nn.BatchNorm2d(16),
-        nn.ReLU6(),
-        _separable(16, 16, stride=2),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        _depthwise(16, 5),
-        nn.BatchNorm2d(16),
-        nn.ReLU6(),
-        _depthwise(16),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        _pointwise(16, 8, stride=2),
-        nn.BatchNorm2d(8),
-    ],
-}
 every_chain = pytest.mark.parametrize("name", CHAINS)
-MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
-
-
-def _twins(name: str, dtype: torch.dtype = torch.float64) -> tuple[FusedSequential, nn.Sequential]:
-    """A fused container and its twin of stock, with batch norm parameters away from one and zero."""
-    stock = nn.Sequential(*CHAINS[name]()).to(dtype)
-    for layer in stock.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight, -1.5, 1.5)
-            nn.init.uniform_(layer.bias, -1, 1)
-    return FusedSequential(*copy.deepcopy(stock)), stock
-
-
-def _images(dtype: torch.dtype = torch.float64, batch: int = 3) -> Tensor:
-    return torch.randn(batch, 6, 9, 8, dtype=dtype) * 2 + 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -159,26 +47,13 @@ def chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def _gradients(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    output = module(x)
-    output.backward(grad)
-    parameters = [parameter.grad for parameter in module.parameters()]
-    return output.detach(), x.grad, *parameters
-
-
-def _grad_like(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.randn_like(copy.deepcopy(module)(x))
-
-
 @every_chain
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
 def test_equals_the_layers_one_by_one(name, memory_format, chains):
-    fused, stock = _twins(name)
-    x = _images().contiguous(memory_format=memory_format)
-    grad = _grad_like(stock, x)
-    actual, expected = _gradients(fused, x, grad), _gradients(stock, x, grad)
+    fused, stock = twins(name)
+    x = images().contiguous(memory_format=memory_format)
+    grad = grad_like(stock, x)
+    actual, expected = gradients(fused, x, grad), gradients(stock, x, grad)
     assert len(chains) == 1
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(fused.state_dict(), stock.state_dict(), rtol=1e-12, atol=1e-13)
@@ -189,12 +64,12 @@ def test_equals_the_layers_one_by_one(name, memory_format, chains):
 @every_chain
 def test_float32_is_as_exact_as_stock(name):
     """Distance to float64 at most a few times that of the stock layers."""
-    fused, stock = _twins(name, torch.float32)
+    fused, stock = twins(name, torch.float32)
     exact = copy.deepcopy(stock).double()
-    x = _images(torch.float32, batch=8).contiguous(memory_format=torch.channels_last)
-    grad = _grad_like(stock, x)
-    actual, plain = _gradients(fused, x, grad), _gradients(stock, x, grad)
-    expected = _gradients(exact, x.double(), grad.double())
+    x = images(torch.float32, batch=8).contiguous(memory_format=torch.channels_last)
+    grad = grad_like(stock, x)
+    actual, plain = gradients(fused, x, grad), gradients(stock, x, grad)
+    expected = gradients(exact, x.double(), grad.double())
     for a, p, e in zip(actual, plain, expected, strict=True):
         scale = e.abs().max()
         assert (a - e).abs().max() <= 4 * (p - e).abs().max() + 4e-6 * scale
@@ -202,28 +77,28 @@ def test_float32_is_as_exact_as_stock(name):
 
 @every_chain
 def test_gradcheck(name):
-    fused, _ = _twins(name)
+    fused, _ = twins(name)
     parameters = tuple(fused.parameters())
     names = [key for key, _ in fused.named_parameters()]
 
     def call(x: Tensor, *values: Tensor) -> Tensor:
         return torch.func.functional_call(fused, dict(zip(names, values, strict=True)), x)
 
-    x = _images(batch=2).requires_grad_()
+    x = images(batch=2).requires_grad_()
     assert torch.autograd.gradcheck(call, (x, *parameters), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["xception", "mobilenet_v1", "batch_norm_relu"])
 def test_gradgradcheck(name):
-    fused, _ = _twins(name)
-    assert torch.autograd.gradgradcheck(fused, _images(batch=2).requires_grad_(), fast_mode=True)
+    fused, _ = twins(name)
+    assert torch.autograd.gradgradcheck(fused, images(batch=2).requires_grad_(), fast_mode=True)
 
 
 def test_gradients_to_differentiate_again_of_shared_layers():
     """A parameter that occurs twice, and an input that depends on another source."""
     norm = nn.BatchNorm2d(6).double()
-    fused = FusedSequential(_pointwise(6, 6).double(), norm, nn.ReLU(), _separable(6, 6).double(), norm)
-    x = _images()
+    fused = FusedSequential(pointwise(6, 6).double(), norm, nn.ReLU(), separable(6, 6).double(), norm)
+    x = images()
     expected, actual = (
         torch.autograd.grad((module(module(x)) ** 3).sum(), list(fused.parameters()), create_graph=True)
         for module in (nn.Sequential(*fused), fused)
@@ -232,8 +107,8 @@ def test_gradients_to_differentiate_again_of_shared_layers():
 
 
 def test_batched_gradients():
-    fused, stock = _twins("three")
-    x = _images()
+    fused, stock = twins("three")
+    x = images()
     grads = torch.randn(4, *copy.deepcopy(stock)(x).shape, dtype=x.dtype)
     expected, actual = (
         torch.autograd.grad(module(x), list(module.parameters()), grads, is_grads_batched=True)
@@ -243,8 +118,8 @@ def test_batched_gradients():
 
 
 def test_strided_statistics_are_read_as_they_are():
-    fused, _ = _twins("three")
-    x = _images()
+    fused, _ = twins("three")
+    x = images()
     expected = torch.autograd.grad(fused(x).square().sum(), list(fused.parameters()))
 
     def strided(tensor: Tensor) -> Tensor:
@@ -257,8 +132,8 @@ def test_strided_statistics_are_read_as_they_are():
 
 def test_schemas_say_what_is_written():
     """Running statistics, and nothing else."""
-    fused, _ = _twins("three", torch.float32)
-    x = _images(torch.float32)
+    fused, _ = twins("three", torch.float32)
+    x = images(torch.float32)
     units, _, _ = sequential._run(list(fused), 0, x)
     parameters = [
         tensor.detach()
@@ -278,15 +153,15 @@ def test_schemas_say_what_is_written():
 
 @every_chain
 def test_same_bits_for_any_number_of_threads(name):
-    fused, _ = _twins(name, torch.float32)
+    fused, _ = twins(name, torch.float32)
     x = torch.randn(5, 6, 21, 20).contiguous(memory_format=torch.channels_last)
-    grad = _grad_like(fused, x)
+    grad = grad_like(fused, x)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 4, 2):
             torch.set_num_threads(threads)
-            results.append(_gradients(copy.deepcopy(fused), x, grad))
+            results.append(gradients(copy.deepcopy(fused), x, grad))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -295,22 +170,22 @@ def test_same_bits_for_any_number_of_threads(name):
 
 
 def test_frozen_parameters_get_no_gradient():
-    fused, stock = _twins("three")
+    fused, stock = twins("three")
     for module in (fused, stock):
         module[1].requires_grad_(False)
         module[2].bias.requires_grad_(False)
         module[7].pointwise.weight.requires_grad_(False)
-    x = _images()
-    grad = _grad_like(stock, x)
-    for a, b in zip(_gradients(fused, x, grad), _gradients(stock, x, grad), strict=True):
+    x = images()
+    grad = grad_like(stock, x)
+    for a, b in zip(gradients(fused, x, grad), gradients(stock, x, grad), strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b)
 
 
 def test_gradient_of_the_input_is_optional(chains):
-    fused, stock = _twins("batch_norm_first")
-    x = _images()
+    fused, stock = twins("batch_norm_first")
+    x = images()
     fused(x).sum().backward()
     stock(x).sum().backward()
     for a, b in zip(fused.parameters(), stock.parameters(), strict=True):
@@ -319,26 +194,26 @@ def test_gradient_of_the_input_is_optional(chains):
 
 
 def test_without_gradients_running_statistics_move():
-    fused, stock = _twins("three")
+    fused, stock = twins("three")
     with torch.no_grad():
-        torch.testing.assert_close(fused(_images()), stock(_images()), rtol=10, atol=10)
+        torch.testing.assert_close(fused(images()), stock(images()), rtol=10, atol=10)
     torch.manual_seed(1)
-    x = _images()
+    x = images()
     with torch.no_grad():
-        fused, stock = _twins("three")
+        fused, stock = twins("three")
         torch.testing.assert_close(fused(x), stock(x))
     torch.testing.assert_close(fused.state_dict(), stock.state_dict())
 
 
 @pytest.mark.parametrize(("name", "units"), [("three", 3), ("short_vectors", 3)])
 def test_autocast_runs_in_bfloat16(name, units, chains):
-    fused, stock = _twins(name, torch.float32)
+    fused, stock = twins(name, torch.float32)
     exact = copy.deepcopy(stock).double()
-    x = _images(torch.float32, batch=64).contiguous(memory_format=torch.channels_last)
-    grad = _grad_like(stock, x)
+    x = images(torch.float32, batch=64).contiguous(memory_format=torch.channels_last)
+    grad = grad_like(stock, x)
     with torch.autocast("cpu", torch.bfloat16):
-        actual, plain = _gradients(fused, x, grad.bfloat16()), _gradients(stock, x, grad.bfloat16())
-    expected = _gradients(exact, x.double(), grad.bfloat16().double())
+        actual, plain = gradients(fused, x, grad.bfloat16()), gradients(stock, x, grad.bfloat16())
+    expected = gradients(exact, x.double(), grad.bfloat16().double())
     assert chains == [units]
     assert actual[0].dtype == torch.bfloat16 and actual[2].dtype == torch.float32
     for a, p, e in zip(actual, plain, expected, strict=True):
@@ -371,17 +246,17 @@ def test_raw_results_that_are_kept(name, kept, monkeypatch):
         return results
 
     monkeypatch.setattr(chain_module, "_forward", spied)
-    _twins(name)[0](_images().requires_grad_())
+    twins(name)[0](images().requires_grad_())
     assert seen == [kept]
 
 
 def test_saved_memory_of_a_block():
     """[ReLU, separable convolution, batch norm] saves its input, and no more than vectors beside it."""
-    block = FusedSequential(nn.ReLU(), _separable(32, 32), nn.BatchNorm2d(32))
+    block = FusedSequential(nn.ReLU(), separable(32, 32), nn.BatchNorm2d(32))
     stock = nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False),
-        _pointwise(32, 32),
+        pointwise(32, 32),
         nn.BatchNorm2d(32),
     )
     x = torch.randn(4, 32, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -477,7 +352,7 @@ def test_what_is_not_plain_is_called_as_it_is(change, chains):
     change(layers)
     stock = nn.Sequential(*layers).double()
     fused = FusedSequential(*copy.deepcopy(stock))
-    x = _images()
+    x = images()
     torch.testing.assert_close(fused(x), stock(x))
     torch.testing.assert_close(fused.state_dict(), stock.state_dict())
     # Where the convolution is another, a plain batch norm is a run by itself.
@@ -487,8 +362,8 @@ def test_what_is_not_plain_is_called_as_it_is(change, chains):
 
 
 def test_global_hooks_and_compiled_children_see_their_layers(chains):
-    fused, stock = _twins("xception")
-    x = _images()
+    fused, stock = twins("xception")
+    x = images()
     called: list[nn.Module] = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
     try:
@@ -502,18 +377,18 @@ def test_global_hooks_and_compiled_children_see_their_layers(chains):
 
 
 def test_strided_running_statistics_are_left_to_the_layer(chains):
-    fused, stock = _twins("xception", torch.float32)
+    fused, stock = twins("xception", torch.float32)
     for module in (fused, stock):
         module[2].running_mean, module[2].running_var = torch.ones(2, 19, 2).unbind(-1)[0]
-    x = _images(torch.float32)
+    x = images(torch.float32)
     torch.testing.assert_close(fused(x), stock(x))
     torch.testing.assert_close(fused.state_dict(), stock.state_dict())
     assert chains == []
 
 
 def test_autocast_leaves_a_leading_batch_norm_in_float32(chains):
-    fused, stock = _twins("batch_norm_first", torch.float32)
-    x = _images(torch.float32, batch=16) + 1000
+    fused, stock = twins("batch_norm_first", torch.float32)
+    x = images(torch.float32, batch=16) + 1000
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(fused(x), stock(x), rtol=0.05, atol=0.05)
         assert FusedSequential(nn.BatchNorm2d(6))(x).dtype == torch.float32
@@ -522,21 +397,21 @@ def test_autocast_leaves_a_leading_batch_norm_in_float32(chains):
 
 
 def test_evaluation_uses_running_statistics(chains):
-    fused, stock = _twins("three")
+    fused, stock = twins("three")
     fused.eval(), stock.eval()
-    torch.testing.assert_close(fused(_images()) * 0, stock(_images()) * 0)
-    x = _images()
+    torch.testing.assert_close(fused(images()) * 0, stock(images()) * 0)
+    x = images()
     torch.testing.assert_close(fused(x), stock(x))
     assert chains == []
 
 
 def test_a_leading_inplace_activation_works_in_place(chains):
     fused, stock = (
-        kind(nn.ReLU(inplace=True), *copy.deepcopy(_twins("no_relu")[1]))
+        kind(nn.ReLU(inplace=True), *copy.deepcopy(twins("no_relu")[1]))
         for kind in (FusedSequential, nn.Sequential)
     )
     stock.load_state_dict(fused.state_dict())
-    x = _images()
+    x = images()
     y = x.clone()
     torch.testing.assert_close(fused(x), stock(y))
     assert torch.equal(x, y) and x.min() == 0
@@ -545,30 +420,30 @@ def test_a_leading_inplace_activation_works_in_place(chains):
 
 def test_containers_inside_are_looked_into(chains):
     fused = FusedSequential(
-        nn.Sequential(nn.ReLU(), _separable(6, 8), nn.BatchNorm2d(8)),
-        FusedSequential(nn.ReLU(), _separable(8, 8), nn.BatchNorm2d(8)),
+        nn.Sequential(nn.ReLU(), separable(6, 8), nn.BatchNorm2d(8)),
+        FusedSequential(nn.ReLU(), separable(8, 8), nn.BatchNorm2d(8)),
         nn.MaxPool2d(3, 2, 1),
         nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()),
         nn.Dropout(0.0),
     )
     stock = nn.Sequential(*copy.deepcopy(fused))
-    x = _images(torch.float32)
+    x = images(torch.float32)
     torch.testing.assert_close(fused(x), stock(x))
     assert chains[:2] == [2, 1]
     assert list(fused.state_dict()) == list(stock.state_dict())
 
 
 def test_one_value_a_channel_fails_as_stock_does():
-    fused, stock = _twins("one_by_one_map")
-    x = _images(batch=1)
+    fused, stock = twins("one_by_one_map")
+    x = images(batch=1)
     for module in (stock, fused):
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             module(x)
 
 
 def test_a_slice_and_a_pickle_are_fused_too(chains):
-    fused, _ = _twins("three")
-    x = _images()
+    fused, _ = twins("three")
+    x = images()
     expected = fused(x)
     file = io.BytesIO()
     torch.save(fused, file)
@@ -581,8 +456,8 @@ def test_a_slice_and_a_pickle_are_fused_too(chains):
 
 @pytest.mark.parametrize("name", ["three", "small_maps"])
 def test_retain_graph_and_two_backwards(name):
-    fused, stock = _twins(name)
-    x = _images()
+    fused, stock = twins(name)
+    x = images()
     for module in (fused, stock):
         output = module(x).square().sum()
         output.backward(retain_graph=True)
@@ -592,8 +467,8 @@ def test_retain_graph_and_two_backwards(name):
 
 
 def test_under_torch_func_and_forward_mode_the_layers_run(chains):
-    fused, stock = _twins("three")
-    x = _images()
+    fused, stock = twins("three")
+    x = images()
 
     def loss(module: nn.Module) -> dict[str, Tensor]:
         def of(parameters: dict[str, Tensor]) -> Tensor:
@@ -607,9 +482,9 @@ def test_under_torch_func_and_forward_mode_the_layers_run(chains):
 
 
 def test_compile_takes_the_layers(chains):
-    fused, stock = _twins("xception", torch.float32)
+    fused, stock = twins("xception", torch.float32)
     compiled = torch.compile(fused, backend="eager", fullgraph=True)
-    x = _images(torch.float32)
+    x = images(torch.float32)
     torch.testing.assert_close(compiled(x), stock(x))
     assert chains == []
 

@@ -12,6 +12,7 @@ import device
 import pytest
 import torch
 from cases import BUILD, INDEPENDENT_VALUES
+from chains import CHAINS, MEMORY_FORMATS, grad_like, gradients, images, twins
 from device import CUDA, carried, carried_all, on_device
 from numerics import BIAS_DEVIATIONS, STOCK_FACTOR, assert_near, assert_same_bits
 from operators import OPERATORS, ROW_AVERAGE_CONV2D, SEPARABLE_CONV2D, check
@@ -120,7 +121,11 @@ def tf32(request):
     some gradient (docs/gpu.md): without being asked, some of them do not.
     """
     case = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    uses_cudnn = case.get("name") == "row_average_conv2d" or case.get("dtype") is torch.float32
+    uses_cudnn = (
+        case.get("name") == "row_average_conv2d"
+        or case.get("dtype") is torch.float32
+        or request.node.name.startswith("test_a_chain")
+    )
     flags = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [flag.allow_tf32 for flag in flags]
     deterministic = torch.backends.cudnn.deterministic
@@ -530,18 +535,128 @@ def test_autocast_runs_in_its_dtype(dtype):
     _assert_close(_module_results(module, call, image), _module_results(module, module, image), dtype)
 
 
-def test_layers_without_cuda_kernels_compute_what_they_do_on_the_cpu():
-    """Chains in training and frozen layers: there the layers run one by one, or the reference."""
-    here = sepconv.FusedSequential(
-        sepconv.SeparableConv2d(8, 16, 3, padding=1, bias=False), torch.nn.BatchNorm2d(16), torch.nn.ReLU()
-    )
-    there = copy.deepcopy(here).to(device.NAME)
-    found = _module_results(there, there, _images(8).to(device.NAME))
-    tolerance = torch.float16  # of a batch norm's small differences
-    _assert_close(found, _module_results(here, here, _images(8)), tolerance)
-    layers = here[0].depthwise, here[0].pointwise
+def test_frozen_layers_compute_what_they_do_on_the_cpu():
+    """There they run the reference."""
+    separable = sepconv.SeparableConv2d(8, 16, 3, padding=1, bias=False)
+    layers = separable.depthwise, separable.pointwise
     image = _images(8)
     expected = sepconv.FrozenSeparableConv2d.from_layers(*copy.deepcopy(layers), activation="relu")(image)
     moved = [copy.deepcopy(layer).to(device.NAME) for layer in layers]
     frozen = sepconv.FrozenSeparableConv2d.from_layers(*moved, activation="relu")
     _assert_close([frozen(image.to(device.NAME))], [expected])
+
+
+# Chains -----------------------------------------------------------------------------------------------------
+
+every_chain = pytest.mark.parametrize("name", CHAINS)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many units each call of the operator had."""
+    counts = []
+    forward = sepconv.chain._forward
+
+    def counted(plan, *arguments, **keywords):
+        counts.append(len(plan.kinds))
+        return forward(plan, *arguments, **keywords)
+
+    monkeypatch.setattr(sepconv.chain, "_forward", counted)
+    return counts
+
+
+def _chain(name, dtype, batch=3, memory_format=torch.channels_last):
+    """A chain and its twin of stock on the device, with an image and a gradient."""
+    torch.manual_seed(0)
+    modules = twins(name, dtype)
+    image = images(dtype, batch).contiguous(memory_format=memory_format)
+    gradient = grad_like(modules[1], image)
+    return (*(module.to(device.NAME) for module in modules), image.to(device.NAME), gradient.to(device.NAME))
+
+
+@every_chain
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
+def test_a_chain_equals_its_layers_one_by_one(name, memory_format, calls):
+    fused, stock, image, gradient = _chain(name, torch.float64, memory_format=memory_format)
+    found, expected = gradients(fused, image, gradient), gradients(stock, image, gradient)
+    assert len(calls) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(fused.state_dict(), stock.state_dict(), rtol=1e-12, atol=1e-13)
+    assert all(result.is_contiguous(memory_format=memory_format) for result in found[:2])
+
+
+@every_chain
+def test_a_chain_in_float32_is_as_exact_as_stock(name):
+    """Distance to float64 at most a few times that of the stock layers."""
+    fused, stock, image, gradient = _chain(name, torch.float32, batch=8)
+    exact = gradients(copy.deepcopy(stock).double(), image.double(), gradient.double())
+    found, plain = gradients(fused, image, gradient), gradients(stock, image, gradient)
+    for result, of_stock, wanted in zip(found, plain, exact, strict=True):
+        limit = 4 * (of_stock - wanted).abs().max() + 4e-6 * wanted.abs().max()
+        assert (result - wanted).abs().max() <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["three", "short_vectors"])
+def test_a_chain_under_autocast_is_as_exact_as_stock(name, dtype):
+    fused, stock, image, gradient = _chain(name, torch.float32, batch=64)
+    gradient = gradient.to(dtype)
+    exact = gradients(copy.deepcopy(stock).double(), image.double(), gradient.double())
+    with torch.autocast(device.NAME, dtype):
+        found, plain = gradients(fused, image, gradient), gradients(stock, image, gradient)
+    for result, of_stock, wanted in zip(found, plain, exact, strict=True):
+        limit = 2 * (of_stock - wanted).norm() + 5e-3 * wanted.norm()  # a channel may flip a kink
+        assert (result - wanted).norm() <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_chain
+def test_a_chain_gives_the_same_bits_in_every_run(name, dtype, tf32):
+    tf32(True)
+    fused, _, image, gradient = _chain(name, torch.float32, batch=5)
+    with torch.autocast(device.NAME, dtype, enabled=dtype != torch.float32):
+        runs = [gradients(copy.deepcopy(fused), image, gradient.to(dtype)) for _ in range(5)]
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+
+
+@only_cuda
+def test_a_chain_can_be_captured_and_replayed():
+    fused, _, image, gradient = _chain("vectors", torch.float32)
+    leaves = (image.requires_grad_(), *fused.parameters())
+    before = copy.deepcopy(fused.state_dict())
+
+    def step():
+        output = fused(image)
+        return (output.detach(), *torch.autograd.grad(output, leaves, gradient))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    fused.load_state_dict(before)
+    graph.replay()
+    state = copy.deepcopy(fused.state_dict())
+    fused.load_state_dict(before)
+    for result, wanted in zip(captured, step(), strict=True):
+        assert torch.equal(result, wanted)
+    torch.testing.assert_close(state, fused.state_dict(), rtol=0, atol=0)
+
+
+@only_cuda
+def test_a_chain_does_not_wait_for_the_device():
+    fused, _, image, gradient = _chain("vectors", torch.float32)
+    gradients(fused, image, gradient)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(CYCLES)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients(fused, image, gradient)
+        waited = torch.cuda.current_stream().query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not waited

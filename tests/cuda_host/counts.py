@@ -45,6 +45,11 @@ CALLS = {
     "weight gradient, 5x5, float32": Call(
         "depthwise_weight_gradient_kernel", "backward(float32, 128, 20, 5, 1)"
     ),
+    "depthwise behind a batch norm, float16": Call("depthwise_rows_kernel", "chain(float16, 128, 20)"),
+    "its weight gradient, float16": Call("depthwise_rows_weight_gradient_kernel", "chain(float16, 128, 20)"),
+    "sums of a batch norm, float16": Call("batch_norm_sums_kernel", "chain(float16, 128, 20)"),
+    "sums of its gradient, float16": Call("batch_norm_gradient_sums_kernel", "chain(float16, 128, 20)"),
+    "its input gradient, float16": Call("batch_norm_input_gradient_kernel", "chain(float16, 128, 20)"),
     "row average, float16": Call("row_average_kernel", "average(float16, 128, 20)"),
     # A thread stores eight channels of a pixel in halves of a sector.
     "averaged convolution, 3 to 32, float32": Call(
@@ -57,6 +62,7 @@ CALLS = {
 
 PROGRAM = """
 import sys, torch, sepconv
+from dataclasses import replace
 from torch import float16, bfloat16, float32
 torch.ops.load_library(sys.argv[1])
 ops = torch.ops.sepconv
@@ -79,6 +85,12 @@ def backward(dtype, channels, size, kernel, stride):
     window = [stride] * 2, [kernel // 2] * 2, [1, 1]
     mask = [True, True, False, False, False]
     ops.separable_conv2d_backward(gradient, given, *weights(dtype, channels, kernel), None, *window, mask)
+
+def chain(dtype, channels, size):
+    both = [weight.requires_grad_() for weight in weights(dtype, channels, 3)]
+    norm = lambda: sepconv.ChainUnit(torch.ones(channels), torch.zeros(channels))
+    units = [norm(), replace(norm(), depthwise_weight=both[0], pointwise_weight=both[1], padding=1)]
+    sepconv.conv_chain(image(dtype, channels, size).requires_grad_(), units).sum().backward()
 
 def average(dtype, channels, size):
     ops.row_average(image(dtype, channels, size), 1)

@@ -8,7 +8,8 @@
 namespace sepconv::cuda {
 namespace {
 
-constexpr int64_t kBlocksWanted = 1024, kMostSplits = 512, kFewestPixelsOfThread = 4;
+constexpr int64_t kBlocksWanted = 1024, kBlocksWantedOverPixels = 2048, kMostSplits = 512,
+                  kFewestPixelsOfThread = 4;
 
 // Blocks of threads over the channels and pixels of an image, and the splits of its sums.
 struct Blocks {
@@ -59,9 +60,11 @@ void with_lanes(DType dtype, std::initializer_list<const Image*> images, const B
   body(std::integral_constant<int, 1>{});
 }
 
+// What threads read of their channels serves several groups of pixels where there are blocks enough.
 dim3 grid_over_pixels(const Blocks& blocks, int64_t pixels) {
-  return dim3(static_cast<unsigned>(divide_up(pixels, blocks.block.y * kPixelsAtOnce)),
-              static_cast<unsigned>(blocks.of_channels));
+  const int64_t groups = divide_up(pixels, blocks.block.y * kPixelsAtOnce);
+  const int64_t wanted = divide_up(kBlocksWantedOverPixels, blocks.of_channels);
+  return dim3(static_cast<unsigned>(std::min(groups, wanted)), static_cast<unsigned>(blocks.of_channels));
 }
 
 // Calls launch(grid, block, shared bytes) for the sums of an image.
@@ -71,7 +74,7 @@ SumsArguments<T> sums_of(const Image& input, const Blocks& blocks, void* workspa
   const SumsArguments<T> a{pixels_at<const T>(input), static_cast<Compute<T>*>(workspace), as_int(input.c),
                            count_of(input), static_cast<unsigned>(blocks.pixels_of_split)};
   launch(a, dim3(static_cast<unsigned>(blocks.of_channels), static_cast<unsigned>(blocks.splits)),
-         kBlockThreads * lanes * sizeof(Compute<T>));
+         (kBlockThreads + 4) * lanes * sizeof(Compute<T>));
   return a;
 }
 

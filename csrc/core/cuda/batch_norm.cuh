@@ -24,6 +24,15 @@ struct Pixels {
 // Pixels of a thread that are loaded before the first is stored.
 inline constexpr int kPixelsAtOnce = 4;
 
+// Calls body(first) for this thread's groups of pixels first, first + blockDim.y, ...
+template <class Body>
+__device__ __forceinline__ void over_pixels(unsigned pixels, const Body& body) {
+  const unsigned of_block = kPixelsAtOnce * blockDim.y;
+  // Counted by groups, which 32 bits hold where pixels beyond the last would not fit.
+  const unsigned groups = (pixels - 1) / of_block + 1;
+  for (unsigned group = blockIdx.x; group < groups; group += gridDim.x) body(group * of_block + threadIdx.y);
+}
+
 template <class T>
 struct BatchNormArguments {
   Pixels<const T> input;
@@ -38,22 +47,23 @@ __global__ void __launch_bounds__(256) batch_norm_kernel(const BatchNormArgument
   const int channel = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * kLanes;
   if (channel >= a.channels) return;
   const LoadedPrologue<T, kLanes> prologue(a.prologue, channel);
-  const unsigned first = blockIdx.x * kPixelsAtOnce * blockDim.y + threadIdx.y;
-  Vector<T, kLanes> input[kPixelsAtOnce];
+  over_pixels(a.pixels, [&](unsigned first) {
+    Vector<T, kLanes> input[kPixelsAtOnce];
 #pragma unroll
-  for (int j = 0; j < kPixelsAtOnce; ++j) {
-    const unsigned pixel = first + j * blockDim.y;
-    if (pixel < a.pixels) input[j] = load<T, kLanes>(a.input.at(pixel, channel));
-  }
+    for (int j = 0; j < kPixelsAtOnce; ++j) {
+      const unsigned pixel = first + j * blockDim.y;
+      if (pixel < a.pixels) input[j] = load<T, kLanes>(a.input.at(pixel, channel));
+    }
 #pragma unroll
-  for (int j = 0; j < kPixelsAtOnce; ++j) {
-    const unsigned pixel = first + j * blockDim.y;
-    if (pixel >= a.pixels) return;
-    Compute<T> x[kLanes];
-    widen(input[j], x);
-    prologue.apply(x);
-    store<T, kLanes>(x, a.output.at(pixel, channel));
-  }
+    for (int j = 0; j < kPixelsAtOnce; ++j) {
+      const unsigned pixel = first + j * blockDim.y;
+      if (pixel >= a.pixels) return;
+      Compute<T> x[kLanes];
+      widen(input[j], x);
+      prologue.apply(x);
+      store<T, kLanes>(x, a.output.at(pixel, channel));
+    }
+  });
 }
 
 // --- Sums over all pixels: two of each channel ---
@@ -66,39 +76,44 @@ struct SumsArguments {
   unsigned pixels, pixels_of_split;
 };
 
+// Elements between the lanes of a block's threads in shared memory: neighbours in a lane have banks of their
+// own, and so have a thread's lanes.
+__device__ __forceinline__ int step_of_lanes() {
+  return static_cast<int>(blockDim.x * blockDim.y) + 4;
+}
+
 // add(pixel, sums) for this thread's pixels of the block's split, then the sums of the block's threads.
 template <class T, int kLanes, class Add>
 __device__ __forceinline__ void sum_pixels(const SumsArguments<T>& a, int channel, const Add& add) {
   using C = Compute<T>;
-  SEPCONV_SHARED(C, shared);  // (blockDim.y, blockDim.x, kLanes)
-  const bool exists = channel < a.channels;
+  SEPCONV_SHARED(C, shared);  // (kLanes, blockDim.y, blockDim.x)
   C sums[2][kLanes] = {};
   const unsigned begin = blockIdx.y * a.pixels_of_split;
   const unsigned end = begin + a.pixels_of_split < a.pixels ? begin + a.pixels_of_split : a.pixels;
-  if (exists) {
+  if (channel < a.channels) {
 #pragma unroll 4  // loads of several are under way together
     for (unsigned pixel = begin + threadIdx.y; pixel < end; pixel += blockDim.y) add(pixel, sums);
   }
-  C* const own = shared + (threadIdx.y * blockDim.x + threadIdx.x) * kLanes;
+  const int step = step_of_lanes(), thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const int block_channels = blockDim.x * kLanes, from = blockIdx.x * block_channels;
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
     C(&total)[kLanes] = sums[which];
-    store<C, kLanes>(total, own);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) shared[i * step + thread] = total[i];
     for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
       device::synchronize();
-      if (threadIdx.y < half) {
-        C other[kLanes];
-        load<C, kLanes>(own + half * blockDim.x * kLanes, other);
+      if (threadIdx.y >= half) continue;
 #pragma unroll
-        for (int i = 0; i < kLanes; ++i) total[i] += other[i];
-        store<C, kLanes>(total, own);
+      for (int i = 0; i < kLanes; ++i) {
+        total[i] += shared[i * step + thread + half * blockDim.x];
+        shared[i * step + thread] = total[i];
       }
     }
-    C* const to = a.partial + (static_cast<int64_t>(blockIdx.y) * 2 + which) * a.channels + channel;
-    if (threadIdx.y == 0 && exists) {
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) to[i] = total[i];
-    }
+    device::synchronize();
+    C* const to = a.partial + (static_cast<int64_t>(blockIdx.y) * 2 + which) * a.channels + from;
+    for (int i = thread; i < block_channels; i += blockDim.x * blockDim.y)
+      if (from + i < a.channels) to[i] = shared[i % kLanes * step + i / kLanes];
     device::synchronize();
   }
 }
@@ -267,29 +282,30 @@ __global__ void __launch_bounds__(256)
   load_channels(of.mean, channel, C{0}, mean);
   load_channels<C>(a.line.of_input, channel, C{0}, of_input);
   load_channels<C>(a.line.constant, channel, C{0}, constant);
-  const unsigned first = blockIdx.x * kPixelsAtOnce * blockDim.y + threadIdx.y;
-  Vector<T, kLanes> input[kPixelsAtOnce], grad[kPixelsAtOnce];
+  over_pixels(a.pixels, [&](unsigned first) {
+    Vector<T, kLanes> input[kPixelsAtOnce], grad[kPixelsAtOnce];
 #pragma unroll
-  for (int j = 0; j < kPixelsAtOnce; ++j) {
-    const unsigned pixel = first + j * blockDim.y;
-    if (pixel >= a.pixels) break;
-    input[j] = load<T, kLanes>(a.input.at(pixel, channel));
-    grad[j] = load<T, kLanes>(of.grad_output.at(pixel, channel));
-  }
-#pragma unroll
-  for (int j = 0; j < kPixelsAtOnce; ++j) {
-    const unsigned pixel = first + j * blockDim.y;
-    if (pixel >= a.pixels) return;
-    C x[kLanes], g[kLanes];
-    widen(input[j], x);
-    widen(grad[j], g);
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      const C passed = passes(activated.affine(x[i], i), activated.bounds) ? g[i] : C{0};
-      g[i] = scale[i] * passed + of_input[i] * (x[i] - mean[i]) + constant[i];
+    for (int j = 0; j < kPixelsAtOnce; ++j) {
+      const unsigned pixel = first + j * blockDim.y;
+      if (pixel >= a.pixels) break;
+      input[j] = load<T, kLanes>(a.input.at(pixel, channel));
+      grad[j] = load<T, kLanes>(of.grad_output.at(pixel, channel));
     }
-    store<T, kLanes>(g, a.grad_input.at(pixel, channel));
-  }
+#pragma unroll
+    for (int j = 0; j < kPixelsAtOnce; ++j) {
+      const unsigned pixel = first + j * blockDim.y;
+      if (pixel >= a.pixels) return;
+      C x[kLanes], g[kLanes];
+      widen(input[j], x);
+      widen(grad[j], g);
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) {
+        const C passed = passes(activated.affine(x[i], i), activated.bounds) ? g[i] : C{0};
+        g[i] = scale[i] * passed + of_input[i] * (x[i] - mean[i]) + constant[i];
+      }
+      store<T, kLanes>(g, a.grad_input.at(pixel, channel));
+    }
+  });
 }
 
 }  // namespace sepconv::cuda

@@ -16,9 +16,19 @@ __device__ __forceinline__ bool passes(C x, const Bounds<C>& bounds) {
   return !(x <= bounds.least || x >= bounds.most);
 }
 
-// A vector of channels of a list that may be missing.
+// A vector of channels of a list that may be missing, and begin anywhere.
 template <class C, int kLanes>
 __device__ __forceinline__ void load_channels(const C* list, int channel, C missing, C (&to)[kLanes]) {
+  constexpr int kAtOnce = 16 / sizeof(C);
+  if (kLanes % kAtOnce == 0 && list != nullptr && reinterpret_cast<uintptr_t>(list + channel) % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i + kAtOnce <= kLanes; i += kAtOnce) {
+      const Vector<C, kAtOnce> some = load<C, kAtOnce>(list + channel + i);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) to[i + j] = some.part[j];
+    }
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) to[i] = list == nullptr ? missing : list[channel + i];
 }
