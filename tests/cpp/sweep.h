@@ -889,9 +889,8 @@ void sweep_row_average_conv2d(DType dtype) {
 }
 
 // `cases` random calls, the same ones for the same seed, and some with special values.
-void sweep(const Entry& of, int64_t cases, uint64_t seed) {
+void sweep(const Entry& of, int64_t cases, uint64_t seed, const std::vector<Isa>& isas = available_isas()) {
   entry = of;
-  const std::vector<Isa> isas = available_isas();
   const CacheSizes machine = cache_sizes();
   for (int64_t index = 0; index < cases; ++index) {
     generator.seed(seed * 1000003 + static_cast<uint64_t>(index));
