@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,9 +122,11 @@ def conv_chain(input: Tensor, units: Sequence[ChainUnit], activation: str | None
         _check_activations(name, units, activation)
         return reference.conv_chain(input, units, activation)
     dtype = None
-    if autocasts(input) and input.dtype != torch.float64 and not _is_norm(units[0]):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input = input.to(dtype)
+    if autocasts(input) and input.dtype != torch.float64:
+        wanted = torch.get_autocast_dtype(input.device.type)
+        if not _is_norm(units[0]) or input.dtype == wanted:
+            dtype = wanted
+            input = input.to(dtype)
     plan = _Plan([], [], [], _number(name, "activation", activation))
     parameters: list[Tensor] = []
     running: list[Tensor] = []
@@ -175,6 +178,11 @@ def _plain(tensor: Tensor) -> bool:
     )
 
 
+def _without_autocast(input: Tensor) -> AbstractContextManager[object]:
+    """What the operator calls of torch's own must not be cast again: its dtype is decided."""
+    return torch.autocast(input.device.type, enabled=False) if autocasts(input) else nullcontext()
+
+
 def _is_norm(unit: ChainUnit) -> bool:
     return unit.depthwise_weight is None and unit.pointwise_weight is None
 
@@ -204,9 +212,10 @@ def _forward(
     parameters: Sequence[Tensor],
     keep: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    return _ops.conv_chain.default(
-        input, parameters, running, *plan[:3], eps, momentum, plan.activation, keep
-    )
+    with _without_autocast(input):
+        return _ops.conv_chain.default(
+            input, parameters, running, *plan[:3], eps, momentum, plan.activation, keep
+        )
 
 
 class _ConvChain(torch.autograd.Function):
@@ -235,9 +244,10 @@ class _ConvChain(torch.autograd.Function):
         if torch.is_grad_enabled() or not _plain(grad_output):
             gradients = _differentiable_backward(ctx, grad_output, input, parameters, wanted)
         else:
-            gradients = _ops.conv_chain_backward.default(
-                grad_output, input, parameters, raws, statistics, *plan, wanted
-            )
+            with _without_autocast(input):
+                gradients = _ops.conv_chain_backward.default(
+                    grad_output, input, parameters, raws, statistics, *plan, wanted
+                )
         results = iter(gradients)
         return None, None, None, None, *(next(results) if want else None for want in wanted)
 

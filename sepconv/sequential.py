@@ -30,8 +30,9 @@ class FusedSequential(nn.Sequential):
 
     Plain containers inside (``nn.Sequential``, ``FusedSequential``) are looked into. All else is called as
     ``nn.Sequential`` calls it: other layers, subclasses such as ``nn.SyncBatchNorm``, layers with hooks or
-    parametrisations, evaluation mode, devices without kernels, and everything under ``torch.compile``, tracing,
-    ``torch.func`` and forward-mode differentiation. A leading activation that works in place does so.
+    parametrisations, evaluation mode, devices without kernels, and everything under ``torch.compile``,
+    tracing, ``torch.func`` and forward-mode differentiation. A leading activation that works in place does
+    so.
 
     Example:
         >>> import torch, sepconv

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import sepconv
-from sepconv import FusedSequential, SeparableConv2d, sequential
+from sepconv import FusedSequential, SeparableConv2d, reference, sequential
 from sepconv import chain as chain_module
 
 every_chain = pytest.mark.parametrize("name", CHAINS)
@@ -218,6 +219,111 @@ def test_autocast_runs_in_bfloat16(name, units, chains):
     assert actual[0].dtype == torch.bfloat16 and actual[2].dtype == torch.float32
     for a, p, e in zip(actual, plain, expected, strict=True):
         assert (a - e).norm() <= 2 * (p - e).norm() + 5e-3 * e.norm()  # a channel here or there flips a kink
+
+
+def test_a_batch_norm_that_comes_first_takes_its_half_precision_input_under_autocast(chains):
+    fused, stock = twins("batch_norm_first", torch.float32)
+    x = images(torch.float32, batch=64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, plain = fused(x), stock(x)
+    assert chains == [2] and actual.dtype == plain.dtype
+    torch.testing.assert_close(actual, plain, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("of_autocast", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_nothing_inside(of_autocast):
+    """A chain of one half precision under autocast of the other: its dtype is decided where it begins."""
+    fused, _ = twins("short_vectors", torch.float32)
+    dtype = torch.float16 if of_autocast == torch.bfloat16 else torch.bfloat16
+    units, _, _ = sequential._run(list(fused), 0, images(torch.float32))
+    weights = {"depthwise_weight", "pointwise_weight"}
+    units = [
+        replace(
+            unit, **{key: value.to(dtype) for key in weights if (value := getattr(unit, key)) is not None}
+        )
+        for unit in (replace(unit, running_mean=None, running_var=None) for unit in units)
+    ]
+    norm = sepconv.ChainUnit(
+        torch.ones(6), torch.zeros(6)
+    )  # first: then the chain stays in its input's dtype
+    x = images(torch.float32, batch=16).to(dtype).contiguous(memory_format=torch.channels_last)
+    results = []
+    for enabled in (False, True):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.autocast("cpu", of_autocast, enabled=enabled):
+            output = sepconv.conv_chain(leaf, [norm, *units])
+            output.backward(torch.ones_like(output))
+        results.append((output.detach(), leaf.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+@every_chain
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
+def test_what_comes_next_may_change_the_output_in_place(name, memory_format):
+    fused, stock = twins(name)
+    x = images().contiguous(memory_format=memory_format)
+    results = []
+    for module in (fused, stock):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        output = module(leaf)
+        (output if module is fused else output.clone()).add_(1).square().sum().backward()
+        results.append(leaf.grad)
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
+
+
+def test_a_kink_hides_infinite_inputs():
+    """relu(-inf) is 0, relu6(inf) 6: results are finite, and so are gradients."""
+    for activation, value in (("relu", -torch.inf), ("relu6", -torch.inf), ("relu6", torch.inf)):
+        unit = sepconv.ChainUnit(
+            torch.ones(6), torch.zeros(6), None, torch.randn(6, 6, 1, 1), activation=activation
+        )
+        image = images(torch.float32).contiguous(memory_format=torch.channels_last)
+        image[1, 2, 3, 4] = value
+        results = []
+        for chain in (sepconv.conv_chain, reference.conv_chain):
+            x = image.clone(memory_format=torch.preserve_format)
+            output = chain(x.requires_grad_(), [unit])
+            output.square().sum().backward()
+            results.append((output.detach(), x.grad))
+        torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("odd", [0.0, 1e4])
+def test_the_variance_of_a_channel_with_an_odd_first_value(odd):
+    x = 100 + 0.1 * torch.randn(4, 8, 32, 32)
+    x[0, :, 0, 0] = odd
+    x = x.contiguous(memory_format=torch.channels_last)
+    running_var = torch.zeros(8)
+    unit = sepconv.ChainUnit(
+        torch.ones(8), torch.zeros(8), running_mean=torch.zeros(8), running_var=running_var, momentum=1.0
+    )
+    sepconv.conv_chain(x, [unit])
+    exact = x.double().var((0, 2, 3))
+    torch.testing.assert_close(running_var.double(), exact, rtol=1e-4, atol=0)
+
+
+def test_an_error_leaves_all_running_statistics_as_they_were():
+    means = torch.zeros(6), torch.zeros(12)[::2]
+    units = [
+        sepconv.ChainUnit(
+            torch.ones(6),
+            torch.zeros(6),
+            None,
+            torch.eye(6)[:, :, None, None],
+            running_mean=mean,
+            running_var=torch.ones(6),
+        )
+        for mean in means
+    ]
+    with pytest.raises(RuntimeError, match="running_mean must be contiguous"):
+        sepconv.conv_chain(images(torch.float32), units)
+    assert not means[0].any()
+
+
+def test_padding_of_a_pointwise_convolution_alone_is_refused():
+    unit = sepconv.ChainUnit(torch.ones(6), torch.zeros(6), None, torch.randn(6, 6, 1, 1), padding=1)
+    with pytest.raises(RuntimeError, match=r"conv_chain: windows\[0\] must have no padding, .* got \(1, 1\)"):
+        sepconv.conv_chain(images(torch.float32), [unit])
 
 
 @pytest.mark.parametrize(("pixels", "kept"), [(32, 1), (33, 0)])

@@ -522,6 +522,19 @@ def test_a_compiled_module_agrees_with_eager():
     _assert_close(_module_results(module, compiled, image), _module_results(module, module, image))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_comes_next_may_change_the_output_in_place(dtype):
+    module = _modules().to(device.NAME, dtype)
+    image = _images().to(device.NAME, dtype)
+
+    def call(values):
+        return module(values).add_(1)
+
+    _assert_close(
+        _module_results(module, call, image), _module_results(module, lambda x: module(x) + 1, image)
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_runs_in_its_dtype(dtype):
     module = _modules().to(device.NAME)

@@ -218,8 +218,9 @@ struct RunningStatistics {
   Tensors tensors;  // mean, variance and number of batches of each unit, or without elements
   std::vector<double> eps, momentum;
 
-  RunningStatistics(const Checks& checks, const Chain& chain, Tensors running, std::vector<double> eps_,
-                    std::vector<double> momentum_)
+  // Everything is checked before the first of them changes.
+  RunningStatistics(const Checks& checks, const Chain& chain, const Tensor& input, Tensors running,
+                    std::vector<double> eps_, std::vector<double> momentum_)
       : tensors(std::move(running)), eps(std::move(eps_)), momentum(std::move(momentum_)) {
     const size_t units = chain.units().size();
     checks.length("running", tensors, 3 * units);
@@ -229,6 +230,9 @@ struct RunningStatistics {
       checks.require(eps[i] > 0, "eps must be positive, got ", eps[i]);
       checks.require((tensors[3 * i].numel() == 0) == (tensors[3 * i + 1].numel() == 0),
                      "running_mean and running_var must be given together or not at all");
+      chain.running(checks, tensors[3 * i], "running_mean", chain.units()[i], input);
+      chain.running(checks, tensors[3 * i + 1], "running_var", chain.units()[i], input);
+      batches(checks, i, input);
     }
   }
 

@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensors, Tensor> forward(const Tensor& input, Tensors paramet
   const Checks checks("conv_chain");
   const Chain chain(checks, input, parameters, kinds, activations, windows, activation);
   const auto& units = chain.units();
-  const RunningStatistics of_units(checks, chain, std::move(running), std::move(eps), std::move(momentum));
+  const RunningStatistics of_units(checks, chain, input, std::move(running), std::move(eps),
+                                   std::move(momentum));
 
   const Tensor statistics = empty_statistics(checks, chain, input);
   Tensors raws;

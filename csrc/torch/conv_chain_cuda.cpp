@@ -113,8 +113,8 @@ class ChainOnCuda {
     const Tensor left = factors(i, source);
     if (unit.dtype != DType::kFloat32) return linear_of(left, unit.pointwise_weight, std::nullopt);
     // Only a convolution knows whether TF32 is allowed.
-    const Tensor product = library::convolution(left, unit.pointwise_weight, std::nullopt);
-    return image_of(pixels_of(channels_last(checks_, "a result", product)), unit.output);
+    const Tensor product = in_dtype_of(left, library::convolution(left, unit.pointwise_weight, std::nullopt));
+    return image_of_pixels(as_dense_nhwc(checks_, "a result", product), unit.output);
   }
 
   // `gradient`, of every stride-th pixel, among zeros.
@@ -168,13 +168,14 @@ std::tuple<Tensor, Tensors, Tensor> forward(const Tensor& input, Tensors paramet
   const Checks checks("conv_chain");
   const Chain chain(checks, input, parameters, kinds, activations, windows, activation);
   const auto& units = chain.units();
-  const RunningStatistics of_units(checks, chain, std::move(running), std::move(eps), std::move(momentum));
+  const RunningStatistics of_units(checks, chain, input, std::move(running), std::move(eps),
+                                   std::move(momentum));
 
   const OnDevice device(input);
   const Tensor statistics = empty_statistics(checks, chain, input);
   const ChainOnCuda on_cuda(checks, chain, input, statistics, device.stream);
   Tensors raws;
-  Tensor raw = channels_last(checks, "input", input);
+  Tensor raw = as_dense_nhwc(checks, "input", input);
   for (size_t i = 0; i < units.size(); ++i) {
     if (units[i].convolves) raw = on_cuda.convolve(i, on_cuda.source(i, raw));
     BatchNormStatisticsParams params = statistics_of(checks, chain, i, raw, of_units, statistics);
@@ -213,7 +214,7 @@ Tensor backward_of_convolution(const Checks& checks, const ConvChainBackward& ca
     gradient = backward_of_pointwise(checks, unit.dtype, gradient, left, ChainOnCuda::sizes_of_factors(unit),
                                      unit.pointwise_weight, of_factors, grad_weight);
     if (!of_factors) return Tensor();
-    gradient = channels_last(checks, "a gradient", gradient);
+    gradient = as_dense_nhwc(checks, "a gradient", gradient);
   }
   if (!unit.depthwise_weight.defined()) {
     const bool strided = unit.window.stride[0] > 1 || unit.window.stride[1] > 1;
@@ -227,7 +228,8 @@ Tensor backward_of_convolution(const Checks& checks, const ConvChainBackward& ca
                                     on_cuda.stream());
   }
   if (!of_source) return Tensor();
-  const Tensor of_input = on_cuda.empty("a gradient", unit.input);
+  const bool in_place = i == 0 && is_dense_nhwc(call.grad_input);
+  const Tensor of_input = in_place ? call.grad_input : on_cuda.empty("a gradient", unit.input);
   Source plain{source_image, {}};
   cuda::DepthwiseParams params = on_cuda.depthwise(i, plain, read_nhwc(gradient));
   params.input = write_nhwc(of_input);
@@ -246,14 +248,14 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
   const OnDevice device(input);
   const ChainOnCuda on_cuda(checks, call.chain, input, call.statistics, device.stream);
 
-  const Tensor first = channels_last(checks, "input", input);
-  Tensor gradient = channels_last(checks, "grad_output", grad_output);
+  const Tensor first = as_dense_nhwc(checks, "input", input);
+  Tensor gradient = as_dense_nhwc(checks, "grad_output", grad_output);
   for (size_t i = units.size(); i-- > call.earliest;) {
     const Unit& unit = units[i];
     const bool last = i + 1 == units.size(), again = last && !call.keeps_last();
     const bool of_source = i > call.earliest || (i == 0 && call.grad_input.defined());
-    const Tensor source = i == 0 ? first : channels_last(checks, "raws", call.raws[i - 1]);
-    const Tensor raw = !again           ? channels_last(checks, "raws", call.raws[i])
+    const Tensor source = i == 0 ? first : as_dense_nhwc(checks, "raws", call.raws[i - 1]);
+    const Tensor raw = !again           ? as_dense_nhwc(checks, "raws", call.raws[i])
                        : unit.convolves ? on_cuda.convolve(i, on_cuda.source(i, source))
                                         : source;
     BatchNormBackwardParams norm = call.batch_norm(i);
@@ -263,9 +265,12 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
     norm.activation = last ? call.chain.activation() : units[i + 1].activation;
     // In place of what is not read again, never of what the caller gave.
     if (last) gradient = again && unit.convolves ? raw : on_cuda.empty("a gradient", unit.output);
-    norm.grad_input = write_nhwc(gradient);
+    const bool goes_on =
+        of_source || call.grad_depthwise_weight(unit).defined() || call.grad_pointwise_weight(unit).defined();
+    if (goes_on) norm.grad_input = write_nhwc(gradient);
     cuda::batch_norm_backward(norm, on_cuda.workspace(), device.stream);
 
+    if (!goes_on) break;
     if (unit.convolves)
       gradient = backward_of_convolution(checks, call, on_cuda, i, source, gradient, of_source);
     if (i > 0 || !of_source) continue;
@@ -278,7 +283,7 @@ Tensors backward(const Tensor& grad_output, const Tensor& input, Tensors paramet
       mask.activation = unit.activation;
       cuda::activation_backward(mask, device.stream);
     }
-    move_into(call.grad_input, gradient);
+    if (gradient.get() != call.grad_input.get()) move_into(call.grad_input, gradient);
   }
   return call.gradients;
 }

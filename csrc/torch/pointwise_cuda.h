@@ -27,7 +27,7 @@ inline bool is_dense_nhwc(const Tensor& image) {
 }
 
 // `image` itself where it is dense NHWC, else a copy that is.
-inline Tensor channels_last(const Checks& checks, const char* name, const Tensor& image) {
+inline Tensor as_dense_nhwc(const Checks& checks, const char* name, const Tensor& image) {
   if (is_dense_nhwc(image)) return image;
   const Sizes sizes = sizes_of(image);
   const Tensor copy = allocate(checks, name, sizes, dense_strides(sizes, true), image);
@@ -35,19 +35,32 @@ inline Tensor channels_last(const Checks& checks, const char* name, const Tensor
   return copy;
 }
 
-// A dense NHWC image as a matrix of pixels by channels, without a copy.
-inline Tensor pixels_of(const Tensor& image) {
-  const auto [n, c, h, w] = sizes_of(image);
-  const std::array<int64_t, 4> axes{0, 2, 3, 1};
-  const std::array<int64_t, 2> sizes{n * h * w, c};
-  return torch::stable::reshape(torch::stable::permute(image, axes), sizes);
+// The same memory in another shape. No view to autograd, which would refuse to change a result in place.
+template <size_t kDimensions>
+Tensor reinterpreted(const Tensor& tensor, const std::array<int64_t, kDimensions>& sizes,
+                     const std::array<int64_t, kDimensions>& strides) {
+  int64_t offset = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), kDimensions, sizes.data(),
+                                                               strides.data(), offset, &handle));
+  return Tensor(handle);
 }
 
-// A matrix of pixels by channels as the NHWC image it is, without a copy.
-inline Tensor image_of(const Tensor& pixels, const Sizes& sizes) {
-  const auto [n, c, h, w] = sizes;
-  const std::array<int64_t, 4> shape{n, h, w, c}, axes{0, 3, 1, 2};
-  return torch::stable::permute(torch::stable::reshape(pixels, shape), axes);
+// A dense NHWC image as a matrix of pixels by channels.
+inline Tensor pixels_of(const Tensor& image) {
+  const auto [n, c, h, w] = sizes_of(image);
+  return reinterpreted<2>(image, {n * h * w, c}, {c, 1});
+}
+
+// A dense matrix of pixels by channels as the NHWC image it is.
+inline Tensor image_of_pixels(const Tensor& pixels, const Sizes& sizes) {
+  return reinterpreted<4>(pixels, sizes, dense_strides(sizes, true));
+}
+
+// Autocast, where it is still on in a backward, casts what the library multiplies.
+inline Tensor in_dtype_of(const Tensor& like, const Tensor& result) {
+  return result.scalar_type() == like.scalar_type() ? result : torch::stable::to(result, like.scalar_type());
 }
 
 inline Tensor matrix_of(const Tensor& pointwise_weight) {
@@ -58,7 +71,8 @@ inline Tensor matrix_of(const Tensor& pointwise_weight) {
 // Of a dense NHWC image, as a matrix product.
 inline Tensor linear_of(const Tensor& image, const Tensor& weight, const std::optional<Tensor>& bias) {
   const auto [n, c, h, w] = sizes_of(image);
-  return image_of(library::linear(pixels_of(image), matrix_of(weight), bias), {n, weight.size(0), h, w});
+  const Tensor product = library::linear(pixels_of(image), matrix_of(weight), bias);
+  return image_of_pixels(in_dtype_of(image, product), {n, weight.size(0), h, w});
 }
 
 // Back through a pointwise convolution. Matrix products of NHWC images are deterministic, and NCHW images of
@@ -78,18 +92,19 @@ inline Tensor backward_of_pointwise(const Checks& checks, DType dtype, const Ten
     const auto [from_input, from_weight] =
         library::convolution_backward(grad_output, values, weight, of_input, grad_weight.defined());
     if (grad_weight.defined()) move_into(grad_weight, from_weight);
-    return from_input;
+    return of_input ? in_dtype_of(grad_output, from_input) : from_input;
   }
-  const Tensor grad_pixels = pixels_of(channels_last(checks, "grad_output", grad_output));
+  const Tensor grad_pixels = pixels_of(as_dense_nhwc(checks, "grad_output", grad_output));
   if (grad_weight.defined()) {
     const Tensor left = torch::stable::transpose(grad_pixels, 0, 1);
-    const Tensor right = pixels_of(channels_last(checks, "the pointwise input", input));
+    const Tensor right = pixels_of(as_dense_nhwc(checks, "the pointwise input", input));
     const Tensor product =
         dtype == DType::kFloat64 ? torch::stable::matmul(left, right) : product_in_float(left, right);
     move_into(grad_weight, torch::stable::reshape(product, grad_weight.sizes()));
   }
   if (!of_input) return Tensor();
-  return image_of(torch::stable::matmul(grad_pixels, matrix_of(weight)), sizes);
+  const Tensor product = torch::stable::matmul(grad_pixels, matrix_of(weight));
+  return image_of_pixels(in_dtype_of(grad_output, product), sizes);
 }
 
 }  // namespace sepconv::binding

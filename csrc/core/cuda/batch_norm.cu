@@ -100,7 +100,7 @@ void statistics_of(const BatchNormStatisticsParams& p, int64_t* batches, void* w
     });
   });
   StatisticsArguments<T> a{};
-  a.first = static_cast<const T*>(p.input.data);
+  a.input = pixels_at<const T>(p.input);
   a.partial = static_cast<const C*>(workspace);
   a.weight = static_cast<const C*>(p.weight), a.bias = static_cast<const C*>(p.bias);
   a.running_mean = static_cast<C*>(p.running_mean), a.running_var = static_cast<C*>(p.running_var);
@@ -181,7 +181,7 @@ void backward_of(const BatchNormBackwardParams& p, void* workspace, Stream strea
 }  // namespace
 
 int64_t workspace_of_batch_norm(const Image& input, DType dtype) {
-  // Of fewer lanes there are more blocks of channels, and no more splits.
+  // Whether vectors of channels can be moved is known when all images are.
   const int lanes = 16 / static_cast<int>(bytes_of(dtype));
   const int64_t splits = std::max(blocks_of(input, lanes).splits, blocks_of(input, 1).splits);
   return (2 * splits + 2) * input.c * (dtype == DType::kFloat64 ? 8 : 4);

@@ -118,19 +118,35 @@ __device__ __forceinline__ void sum_pixels(const SumsArguments<T>& a, int channe
   }
 }
 
-// Of x - x0 and its square, where x0 is the channel's first value: near the mean, so that the variance is no
+// A typical value of a channel, the median of three: sums of differences from it do not make the variance a
 // small difference of large numbers.
+template <class C>
+__device__ __forceinline__ C median(C a, C b, C c) {
+  const C low = a < b ? a : b, high = a < b ? b : a;
+  return c < low ? low : c > high ? high : c;
+}
+template <class T, int kLanes>
+__device__ __forceinline__ void load_typical(const Pixels<const T>& input, unsigned pixels, int channel,
+                                             Compute<T> (&to)[kLanes]) {
+  Compute<T> some[3][kLanes];
+#pragma unroll
+  for (unsigned j = 0; j < 3; ++j) load<T, kLanes>(input.at(pixels / 4 * (j + 1), channel), some[j]);
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) to[i] = median(some[0][i], some[1][i], some[2][i]);
+}
+
+// Of x - x0 and its square, where x0 is typical of the channel.
 template <class T, int kLanes>
 __global__ void __launch_bounds__(256) batch_norm_sums_kernel(const SumsArguments<T> a) {
   const int channel = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * kLanes;
-  Compute<T> first[kLanes] = {};
-  if (channel < a.channels) load<T, kLanes>(a.input.at(0, channel), first);
+  Compute<T> typical[kLanes] = {};
+  if (channel < a.channels) load_typical<T, kLanes>(a.input, a.pixels, channel, typical);
   sum_pixels<T, kLanes>(a, channel, [&](unsigned pixel, Compute<T>(&sums)[2][kLanes]) {
     Compute<T> x[kLanes];
     load<T, kLanes>(a.input.at(pixel, channel), x);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      const Compute<T> difference = x[i] - first[i];
+      const Compute<T> difference = x[i] - typical[i];
       sums[0][i] += difference;
       sums[1][i] += difference * difference;
     }
@@ -196,7 +212,7 @@ __device__ __forceinline__ void add_splits(const C* partial, int channels, int s
 
 template <class T>
 struct StatisticsArguments {
-  const T* first;  // of each channel
+  Pixels<const T> input;
   const Compute<T>* partial;
   const Compute<T>*weight, *bias;
   Compute<T>*running_mean, *running_var;
@@ -216,7 +232,9 @@ __global__ void __launch_bounds__(256) batch_norm_statistics_kernel(const Statis
   if (threadIdx.y != 0 || channel >= a.channels) return;
   if (channel == 0 && a.batches != nullptr) ++*a.batches;
 
-  const double offset = totals[0] / a.pixels, mean = static_cast<double>(widen(a.first[channel])) + offset;
+  C typical[1];
+  load_typical<T, 1>(a.input, a.pixels, channel, typical);
+  const double offset = totals[0] / a.pixels, mean = typical[0] + offset;
   const double spread = totals[1] / a.pixels - offset * offset;
   const double variance = spread < 0 ? 0 : spread;  // by rounding; NaN stays
   const double inverse_std = 1 / device::square_root(variance + a.eps);
@@ -301,7 +319,9 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) {
         const C passed = passes(activated.affine(x[i], i), activated.bounds) ? g[i] : C{0};
-        g[i] = scale[i] * passed + of_input[i] * (x[i] - mean[i]) + constant[i];
+        // Without a batch norm x may be infinite, and must not count.
+        g[i] = a.line.of_input == nullptr ? passed
+                                          : scale[i] * passed + of_input[i] * (x[i] - mean[i]) + constant[i];
       }
       store<T, kLanes>(g, a.grad_input.at(pixel, channel));
     }
