@@ -64,7 +64,7 @@ BLOCKS = {
     "depthwise_input_gradient_kernel": 2,
     "depthwise_weight_gradient_kernel": 1,
     "sum_of_splits_kernel": 4,
-    "batch_norm_kernel": 4,
+    "batch_norm_kernel": 3,
     "batch_norm_sums_kernel": 4,
     "batch_norm_statistics_kernel": 4,
     "batch_norm_gradient_sums_kernel": 3,

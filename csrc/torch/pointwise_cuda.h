@@ -39,11 +39,10 @@ inline Tensor as_dense_nhwc(const Checks& checks, const char* name, const Tensor
 template <size_t kDimensions>
 Tensor reinterpreted(const Tensor& tensor, const std::array<int64_t, kDimensions>& sizes,
                      const std::array<int64_t, kDimensions>& strides) {
-  int64_t offset = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
   AtenTensorHandle handle = nullptr;
+  constexpr int64_t kOffset = 0;  // from where the tensor begins in its storage
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), kDimensions, sizes.data(),
-                                                               strides.data(), offset, &handle));
+                                                               strides.data(), kOffset, &handle));
   return Tensor(handle);
 }
 
