@@ -26,6 +26,8 @@ CSRC = ROOT / "csrc"
 TORCH_SOURCES = [
     "torch/schema.cpp",
     "torch/checks.cpp",
+    "torch/memory.cpp",
+    "torch/result_memory.cpp",
     "torch/cpu_capability.cpp",
     "torch/separable_conv2d_cpu.cpp",
     "torch/frozen_separable_conv2d_cpu.cpp",

@@ -14,6 +14,7 @@ from sepconv.build_info import info
 from sepconv.chain import ChainUnit, conv_chain
 from sepconv.frozen import FrozenSeparableConv2d
 from sepconv.functional import row_average, row_average_conv2d, separable_conv2d
+from sepconv.memory import empty_cache, memory_reserved
 from sepconv.modules import RowAverage, RowAverageConv2d, SeparableConv2d
 from sepconv.sequential import FusedSequential
 
@@ -27,8 +28,10 @@ __all__ = [
     "RowAverageConv2d",
     "SeparableConv2d",
     "conv_chain",
+    "empty_cache",
     "functional",
     "info",
+    "memory_reserved",
     "row_average",
     "row_average_conv2d",
     "separable_conv2d",

@@ -13,7 +13,16 @@ from operators import OPERATORS, check
 from profiles import nightly_only
 from samples import integers
 
+import sepconv
+
 BEYOND_INT32 = 2**31 + 12
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """Results of gigabytes leave no room for each other."""
+    yield
+    sepconv.empty_cache()
 
 
 def _memory_bytes():

@@ -82,6 +82,11 @@ STABLE_TORCH_LIBRARY(sepconv, m) {
       "describe_separable_conv2d_cuda(int batch, int in_channels, int height, int width, int out_channels,"
       " int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int depth_multiplier,"
       " ScalarType dtype, bool channels_last, int multiprocessors, int shared_bytes) -> str");
+  // Memory of large results on the CPU: gives back what no tensor uses; the bytes in use and kept; whether
+  // any is kept.
+  m.def("empty_cache() -> ()");
+  m.def("memory_reserved() -> int");
+  m.def("caches_memory() -> bool");
   // How this library was built: "compiler=...;torch=...;cuda=...".
   m.def("build_configuration() -> str");
 }

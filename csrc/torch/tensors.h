@@ -5,12 +5,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <numeric>
 #include <optional>
 
 #include "core/parallel.h"
 #include "core/params.h"
 #include "torch/checks.h"
 #include "torch/huge_pages.h"
+#include "torch/result_memory.h"
 
 namespace sepconv::binding {
 
@@ -37,19 +40,26 @@ inline Sizes dense_strides(const Sizes& sizes, bool channels_last) {
   return {extent(c) * extent(h) * extent(w), extent(h) * extent(w), extent(w), 1};
 }
 
-// torch::stable::empty would print a stack trace when memory is short. `dtype` is one of aoti_torch_dtype_*.
+// Large ones on the CPU in memory that is kept. torch::stable::empty would print a stack trace when memory is
+// short. `dtype` is one of aoti_torch_dtype_*.
 inline Tensor allocate(const Checks& checks, const char* name, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                        torch::headeronly::IntHeaderOnlyArrayRef strides, const Tensor& like, int32_t dtype) {
   int32_t device;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  const bool on_cpu = device == aoti_torch_device_type_cpu();
+  if (on_cpu) {
+    const int64_t count = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+    const Tensor kept = kept_result(sizes, strides, dtype,
+                                    count * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype)));
+    if (kept.defined()) return kept;
+  }
   AtenTensorHandle handle = nullptr;
   const auto status =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                device, like.get_device_index(), &handle);
   checks.require(status == TORCH_SUCCESS, "there is no memory for ", name, " of shape ", Listed{sizes});
   const Tensor tensor(handle);
-  if (device == aoti_torch_device_type_cpu())
-    advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  if (on_cpu) advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
 inline Tensor allocate(const Checks& checks, const char* name, torch::headeronly::IntHeaderOnlyArrayRef sizes,

@@ -77,7 +77,8 @@ def nvcc() -> Path | None:
 def library_sources() -> list[Path]:
     """Return the sources of the CUDA operators: kernels, their launchers, bindings and what these call."""
     kernels = [*CSRC.glob("core/cuda/*.cu"), *CSRC.glob("core/cuda/*.cpp")]
-    return sorted([*kernels, *CSRC.glob("torch/*_cuda.cpp"), CSRC / "torch" / "checks.cpp"])
+    shared = [CSRC / "torch" / name for name in ("checks.cpp", "result_memory.cpp")]
+    return sorted([*kernels, *CSRC.glob("torch/*_cuda.cpp"), *shared])
 
 
 def build(target: str = "library", kind: str = "plain") -> Path:
