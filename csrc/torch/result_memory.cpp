@@ -26,7 +26,8 @@ namespace sepconv::binding {
 #ifdef __linux__
 namespace {
 
-constexpr int64_t kLeast = 1 << 20;  // malloc keeps what is smaller
+constexpr int64_t kLeast = 1 << 20;          // malloc keeps what is smaller
+constexpr int64_t kMost = int64_t{1} << 47;  // no address space has more, and sums cannot overflow
 constexpr int64_t kHugePage = 2 << 20;
 constexpr int64_t kPage = 64 << 10;  // the largest small page of any architecture
 
@@ -39,6 +40,7 @@ struct Block {
   int64_t mapped;
   char* data;
   int64_t bytes;  // from `data` on
+  std::list<Block>::iterator self;
 };
 using Blocks = std::list<Block>;
 
@@ -60,8 +62,7 @@ class ResultMemory {
     const std::lock_guard lock(mutex_);
     auto block = best_fit(bytes);
     if (block == kept_.end()) {
-      peak_ = std::max(peak_, used_bytes_ + bytes);
-      release_until(most() - used_bytes_ - bytes);
+      release_until(most(used_bytes_ + bytes) - used_bytes_ - bytes);
       if (!map(bytes) && (release_until(0), !map(bytes))) return false;
       block = std::prev(kept_.end());
     }
@@ -94,7 +95,7 @@ class ResultMemory {
  private:
   // In use and kept together. Half as much again as was ever in use at once: blocks fit results of about
   // their size only, and with less a training step takes fresh memory each time.
-  int64_t most() const { return peak_ / 2 * 3; }
+  int64_t most(int64_t used) const { return std::max(peak_, used) / 2 * 3; }
 
   Blocks::iterator best_fit(int64_t bytes) {
     auto best = kept_.end();
@@ -129,7 +130,8 @@ class ResultMemory {
       advise_huge_pages(begin, bytes);
     }
     try {
-      kept_.push_back({static_cast<char*>(mapping), mapped, begin, bytes});
+      kept_.push_back({static_cast<char*>(mapping), mapped, begin, bytes, {}});
+      kept_.back().self = std::prev(kept_.end());
     } catch (const std::bad_alloc&) {
       munmap(mapping, static_cast<size_t>(mapped));
       return false;
@@ -156,26 +158,20 @@ bool is_caching() {
 
 Tensor kept_result(torch::headeronly::IntHeaderOnlyArrayRef sizes,
                    torch::headeronly::IntHeaderOnlyArrayRef strides, int32_t dtype, int64_t bytes) {
-  if (bytes < kLeast || !is_caching()) return {};
+  if (bytes < kLeast || bytes > kMost || !is_caching()) return {};
   auto& memory = ResultMemory::shared();
   Blocks::iterator block;
   if (!memory.take(bytes, &block)) return {};
-  auto* context = new (std::nothrow) Blocks::iterator(block);
-  const auto give_back = [](void*, void* of_block) {
-    auto* given = static_cast<Blocks::iterator*>(of_block);
-    ResultMemory::shared().give_back(*given);
-    delete given;
+  const auto give_back = [](void*, void* block) {
+    ResultMemory::shared().give_back(static_cast<Block*>(block)->self);
   };
   constexpr int32_t kNoIndex = -1;
   AtenTensorHandle handle = nullptr;
-  if (context == nullptr ||
-      torch_from_blob(block->data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
-                      aoti_torch_device_type_cpu(), kNoIndex, &handle, aoti_torch_layout_strided(), nullptr,
-                      0, give_back, context) != TORCH_SUCCESS) {
-    memory.give_back(block);
-    delete context;
-    return {};
-  }
+  const auto status = torch_from_blob(block->data, static_cast<int64_t>(sizes.size()), sizes.data(),
+                                      strides.data(), 0, dtype, aoti_torch_device_type_cpu(), kNoIndex,
+                                      &handle, aoti_torch_layout_strided(), nullptr, 0, give_back, &*block);
+  // Nothing says whether a call that failed gave the block back: one that it did not is lost.
+  if (status != TORCH_SUCCESS) return {};
   return Tensor(handle);
 }
 
