@@ -156,6 +156,23 @@ print(held.eq(7).all().item())
     assert _run(script) == "True"
 
 
+def test_a_fork_takes_nothing_that_is_kept():
+    """The child would hold it, and the parent copy it page by page."""
+    script = """
+import os, torch, sepconv
+held = sepconv.row_average(torch.ones(1, 1, 128, 4096))
+del_me = sepconv.row_average(torch.ones(1, 1, 1024, 4096))
+del del_me
+before = sepconv.memory_reserved()
+child = os.fork()
+if child == 0:
+    os._exit(0 if sepconv.memory_reserved() < before - (15 << 20) else 1)
+assert os.waitpid(child, 0)[1] == 0
+print(before - sepconv.memory_reserved() >= 15 << 20, held.eq(1).all().item())
+"""
+    assert _run(script) == "True True"
+
+
 @pytest.mark.parametrize(("setting", "kept"), [("1", False), ("0", True)])
 def test_the_environment_can_leave_memory_to_torch(setting, kept):
     script = "import torch, sepconv; y = sepconv.row_average(torch.ones(1, 1, 1024, 1024)); "

@@ -51,7 +51,7 @@ class ResultMemory {
     static ResultMemory* const memory = [] {
       auto* made = new ResultMemory;
       // A child's tensors find the mutex free, whatever the other threads of its parent were doing.
-      pthread_atfork([] { shared().mutex_.lock(); }, [] { shared().mutex_.unlock(); },
+      pthread_atfork([] { shared().lock_for_fork(); }, [] { shared().mutex_.unlock(); },
                      [] { shared().mutex_.unlock(); });
       return made;
     }();
@@ -60,6 +60,7 @@ class ResultMemory {
 
   bool take(int64_t bytes, Blocks::iterator* taken) {
     const std::lock_guard lock(mutex_);
+    bytes = round_up(bytes, kPage);
     auto block = best_fit(bytes);
     if (block == kept_.end()) {
       release_until(most(used_bytes_ + bytes) - used_bytes_ - bytes);
@@ -93,6 +94,12 @@ class ResultMemory {
   }
 
  private:
+  // What is kept would be copied page by page when parent or child writes to it, and stay with the child.
+  void lock_for_fork() {
+    mutex_.lock();
+    release_until(0);
+  }
+
   // In use and kept together. Half as much again as was ever in use at once: blocks fit results of about
   // their size only, and with less a training step takes fresh memory each time.
   int64_t most(int64_t used) const { return std::max(peak_, used) / 2 * 3; }
@@ -118,7 +125,6 @@ class ResultMemory {
 
   // A new block, the last one of `kept_`.
   bool map(int64_t bytes) {
-    bytes = round_up(bytes, kPage);
     const bool huge = bytes >= 2 * kHugePage;  // so that a small remainder does not outweigh it
     const int64_t mapped = huge ? bytes + kHugePage : bytes;
     void* mapping = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE,
@@ -143,7 +149,7 @@ class ResultMemory {
   std::mutex mutex_;
   Blocks kept_, used_;
   int64_t kept_bytes_ = 0, used_bytes_ = 0;
-  int64_t peak_ = 0;  // of used_bytes_, since memory was last released
+  int64_t peak_ = 0;  // of used_bytes_, since empty()
 };
 
 bool is_caching() {
