@@ -104,10 +104,9 @@ def test_emptied_memory_goes_back_to_the_system():
 
 
 def test_gradients_and_saved_results_are_kept_too():
-    layer = torch.nn.Sequential(
+    block = sepconv.FusedSequential(
         sepconv.SeparableConv2d(64, 64, 3, padding=1, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU()
-    )
-    block = sepconv.FusedSequential(*layer).to(memory_format=torch.channels_last)
+    ).to(memory_format=torch.channels_last)
     images = torch.randn(4, 64, 64, 64).to(memory_format=torch.channels_last).requires_grad_()
 
     def step():
@@ -161,8 +160,7 @@ def test_a_fork_takes_nothing_that_is_kept():
     script = """
 import os, torch, sepconv
 held = sepconv.row_average(torch.ones(1, 1, 128, 4096))
-del_me = sepconv.row_average(torch.ones(1, 1, 1024, 4096))
-del del_me
+sepconv.row_average(torch.ones(1, 1, 1024, 4096))
 before = sepconv.memory_reserved()
 child = os.fork()
 if child == 0:

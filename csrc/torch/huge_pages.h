@@ -9,11 +9,13 @@
 
 namespace sepconv::binding {
 
+inline constexpr int64_t kHugePage = 2 << 20;
+inline constexpr int64_t kLeastInHugePages = 2 * kHugePage;  // so that a whole page lies inside
+
 inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 2 << 20;
-  constexpr int64_t kLeast = 2 * static_cast<int64_t>(kPage);  // so that a whole page lies inside
-  if (bytes < kLeast) return;
+  if (bytes < kLeastInHugePages) return;
+  constexpr auto kPage = static_cast<uintptr_t>(kHugePage);
   const auto begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const auto end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
   // Advice only: where it is refused, small pages serve.

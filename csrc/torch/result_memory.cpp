@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <list>
 #include <mutex>
 #include <new>
@@ -28,8 +29,7 @@ namespace {
 
 constexpr int64_t kLeast = 1 << 20;          // malloc keeps what is smaller
 constexpr int64_t kMost = int64_t{1} << 47;  // no address space has more, and sums cannot overflow
-constexpr int64_t kHugePage = 2 << 20;
-constexpr int64_t kPage = 64 << 10;  // the largest small page of any architecture
+constexpr int64_t kPage = 64 << 10;          // the largest small page of any architecture
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -125,7 +125,7 @@ class ResultMemory {
 
   // A new block, the last one of `kept_`.
   bool map(int64_t bytes) {
-    const bool huge = bytes >= 2 * kHugePage;  // so that a small remainder does not outweigh it
+    const bool huge = bytes >= kLeastInHugePages;
     const int64_t mapped = huge ? bytes + kHugePage : bytes;
     void* mapping = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -152,7 +152,9 @@ class ResultMemory {
   int64_t peak_ = 0;  // of used_bytes_, since empty()
 };
 
-bool is_caching() {
+}  // namespace
+
+bool caches_memory() {
   static const bool caching = [] {
     const char* off = std::getenv("SEPCONV_NO_MEMORY_CACHING");
     return torch_from_blob != nullptr && (off == nullptr || std::string_view(off) != "1");
@@ -160,11 +162,9 @@ bool is_caching() {
   return caching;
 }
 
-}  // namespace
-
 Tensor kept_result(torch::headeronly::IntHeaderOnlyArrayRef sizes,
                    torch::headeronly::IntHeaderOnlyArrayRef strides, int32_t dtype, int64_t bytes) {
-  if (bytes < kLeast || bytes > kMost || !is_caching()) return {};
+  if (bytes < kLeast || bytes > kMost || !caches_memory()) return {};
   auto& memory = ResultMemory::shared();
   Blocks::iterator block;
   if (!memory.take(bytes, &block)) return {};
@@ -186,9 +186,6 @@ void empty_cache() {
 }
 int64_t memory_reserved() {
   return ResultMemory::shared().reserved();
-}
-bool caches_memory() {
-  return is_caching();
 }
 
 #else
