@@ -259,11 +259,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def describe(run: dict[str, Any]) -> str:
-    """One line on where and when a record was measured."""
+    """One line on where and when a record was measured.
+
+    The FMA peak, where it was probed, tells machines apart that give themselves the same name.
+    """
     box = run["machine"]
+    peak = f", FMA peak {run['probe']['gflops']:.0f} GFLOP/s" if "probe" in run else ""
     peers = "".join(f", {name} {version}" for name, version in box["peers"].items())
     return (
-        f"{box['cpu']}, {box['cores']} cores, {box['threads']} threads, {box['isa']}, "
+        f"{box['cpu']}, {box['cores']} cores, {box['threads']} threads, {box['isa']}{peak}, "
         f"torch {box['torch']}{peers}, malloc {box['malloc']}, {run['date']}, commit {run['commit']}"
     )
 
