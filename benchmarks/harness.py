@@ -264,7 +264,7 @@ def describe(run: dict[str, Any]) -> str:
     The FMA peak, where it was probed, tells machines apart that give themselves the same name.
     """
     box = run["machine"]
-    peak = f", FMA peak {run['probe']['gflops']:.0f} GFLOP/s" if "probe" in run else ""
+    peak = f", FMA peak about {round(run['probe']['gflops'], -1):.0f} GFLOP/s" if "probe" in run else ""
     peers = "".join(f", {name} {version}" for name, version in box["peers"].items())
     return (
         f"{box['cpu']}, {box['cores']} cores, {box['threads']} threads, {box['isa']}{peak}, "
