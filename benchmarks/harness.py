@@ -258,18 +258,39 @@ def load(path: Path) -> dict[str, Any]:
 # People -----------------------------------------------------------------------------------------------------
 
 
-def describe(run: dict[str, Any]) -> str:
-    """One line on where and when a record was measured.
+def describe(*runs: dict[str, Any]) -> str:
+    """A line for each place where records were measured, and when.
 
-    The FMA peak, where it was probed, tells machines apart that give themselves the same name.
+    The FMA peak, where it was probed, tells machines apart that give themselves the same name, so records
+    with peaks a tenth apart are of one place: neighbours on a shared host move the peak that much.
     """
-    box = run["machine"]
-    peak = f", FMA peak about {round(run['probe']['gflops'], -1):.0f} GFLOP/s" if "probe" in run else ""
-    peers = "".join(f", {name} {version}" for name, version in box["peers"].items())
-    return (
-        f"{box['cpu']}, {box['cores']} cores, {box['threads']} threads, {box['isa']}{peak}, "
-        f"torch {box['torch']}{peers}, malloc {box['malloc']}, {run['date']}, commit {run['commit']}"
-    )
+    places: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for run in sorted(runs, key=_peak):
+        box = run["machine"]
+        start = f"{box['cpu']}, {box['cores']} cores, {box['threads']} threads, {box['isa']}"
+        peers = "".join(f", {name} {version}" for name, version in box["peers"].items())
+        end = f"torch {box['torch']}{peers}, malloc {box['malloc']}"
+        generation = next(
+            (key[2] for key in places if key[:2] == (start, end) and _peak(run) <= 1.1 * float(key[2])),
+            str(_peak(run)),
+        )
+        places.setdefault((start, end, generation), []).append(run)
+
+    def line(start: str, end: str, here: list[dict[str, Any]]) -> str:
+        low, high = (round(f(map(_peak, here)), -1) for f in (min, max))
+        rates = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+        peak = f", FMA peak about {rates} GFLOP/s" if high > 0 else ""
+        dates = " and ".join(sorted({run["date"] for run in here}))
+        commits = list(dict.fromkeys(run["commit"] for run in runs if run in here))
+        noun = "commit" if len(commits) == 1 else "commits"
+        return f"{start}{peak}, {end}, {dates}, {noun} {', '.join(commits)}"
+
+    return "\n".join(line(start, end, here) for (start, end, _), here in places.items())
+
+
+def _peak(run: dict[str, Any]) -> float:
+    """GFLOP/s of a record's FMA probe, 0 where it has none."""
+    return float(run["probe"]["gflops"]) if "probe" in run else 0.0
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

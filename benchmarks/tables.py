@@ -37,7 +37,7 @@ Runs = dict[str, dict[str, Any]]
 
 def _footer(*runs: dict[str, Any]) -> str:
     """Where and when these records were measured, each place once."""
-    return "\n".join(f"<sub>{line}</sub>" for line in dict.fromkeys(harness.describe(run) for run in runs))
+    return "\n".join(f"<sub>{line}</sub>" for line in harness.describe(*runs).splitlines())
 
 
 def _picture(path: Path, text: str) -> str:
