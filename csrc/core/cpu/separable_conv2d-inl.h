@@ -131,16 +131,22 @@ class DepthwiseStage {
     return {static_cast<const D*>(in.data) + tile.first * in.stride_w + c0, in.stride_w, 1};
   }
 
-  // What a tile reads and the tile above it did not: of each of its rows the lowest pixels. For rows that are
-  // read where they lie.
+  // What a tile reads and the tile above it did not: of each of its rows the lowest pixels, and with a stride
+  // as many rows of the input as it goes down. For rows that are read where they lie.
   Ahead ahead(const PixelTile& tile) const {
     const int64_t row = tile.first / tile.width, last = (tile.first + tile.count - 1) / tile.width;
-    const bool whole = tile.width == p_.output.w;  // then rows join
-    const S* begin = lowest(row, tile.column + (whole ? tile.first % tile.width : 0));
-    const S* end = whole ? lowest(last, (tile.first + tile.count - 1) % tile.width)
-                         : lowest(row, tile.column + tile.width - 1);
-    return {begin, (end - begin + depth()) * int64_t{sizeof(S)}, whole ? 1 : last - row + 1,
-            p_.window.stride[0] * p_.input.stride_h * int64_t{sizeof(S)}};
+    if (tile.width == p_.output.w) {  // rows join
+      const S* begin = lowest(row, tile.first % tile.width);
+      const S* end = lowest(last, (tile.first + tile.count - 1) % tile.width);
+      return {begin, (end - begin + depth()) * int64_t{sizeof(S)}};
+    }
+    const Window& window = p_.window;
+    const int64_t stride = window.stride[0];
+    const int64_t fresh = window.dilation[0] == 1 && stride <= window.kernel[0] ? stride : 1;
+    const S* begin = lowest(row, tile.column, fresh - 1);
+    const S* end = lowest(row, tile.column + tile.width - 1, fresh - 1);
+    return {begin, (end - begin + depth()) * int64_t{sizeof(S)}, (last - row + 1) * fresh,
+            stride / fresh * p_.input.stride_h * int64_t{sizeof(S)}};
   }
 
   DepthwiseWeights<T> weights{};
@@ -148,13 +154,14 @@ class DepthwiseStage {
   Stage<T> prologue, middle;
 
  private:
-  // The input pixel at the foot of the window of output `w` of a row, rows counted over all images.
-  const S* lowest(int64_t row, int64_t w) const {
+  // The input pixel at the foot of the window of output `w` of a row, or `above` it; rows counted over all
+  // images.
+  const S* lowest(int64_t row, int64_t w, int64_t above = 0) const {
     const Image& in = p_.input;
     const int64_t h = row % p_.output.h, n = row / p_.output.h;
     const Window& window = p_.window;
     const int64_t bottom = (window.kernel[0] - 1) * window.dilation[0] - window.padding[0];
-    const int64_t lowest_row = std::clamp<int64_t>(h * window.stride[0] + bottom, 0, in.h - 1);
+    const int64_t lowest_row = std::clamp<int64_t>(h * window.stride[0] + bottom - above, 0, in.h - 1);
     const int64_t column = std::min(w * window.stride[1], in.w - 1);
     return static_cast<const S*>(in.data) + n * in.stride_n + lowest_row * in.stride_h + column * in.stride_w;
   }
